@@ -1,0 +1,131 @@
+// Which instruction set runs, and the functions that are one call into its table.
+#include "kernels/tables.h"
+#include "lmk_check.h"
+
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+
+/// What the operating system saves on a context switch: registers it does not save may not be used.
+static unsigned saved_registers(void) {
+    unsigned low, high;
+    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    (void)high;
+    return low;
+}
+
+static lmk_isa detect(void) {
+    unsigned a, b, c, d;
+    if (!__get_cpuid(1, &a, &b, &c, &d)) return LMK_ISA_GENERIC;
+    const int has_xsave = (c >> 27) & 1, has_fma = (c >> 12) & 1, has_f16c = (c >> 29) & 1;
+    if (!has_xsave || !has_fma || !has_f16c) return LMK_ISA_GENERIC;
+    const unsigned saved = saved_registers();
+    if ((saved & 0x6) != 0x6 || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return LMK_ISA_GENERIC;
+    const unsigned avx2 = (1u << 5) | (1u << 3) | (1u << 8);                      // AVX2, BMI1, BMI2
+    const unsigned avx512 = (1u << 16) | (1u << 17) | (1u << 30) | (1u << 31);  // F, DQ, BW, VL
+    if ((b & avx2) != avx2) return LMK_ISA_GENERIC;
+    if ((b & avx512) != avx512 || (saved & 0xe6) != 0xe6) return LMK_ISA_AVX2;
+    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d)) return LMK_ISA_AVX512;
+    return (a >> 5) & 1 ? LMK_ISA_AVX512_BF16 : LMK_ISA_AVX512;
+}
+#elif defined(__aarch64__)
+static lmk_isa detect(void) { return LMK_ISA_NEON; }
+#else
+static lmk_isa detect(void) { return LMK_ISA_GENERIC; }
+#endif
+
+static const char *const isa_names[] = {"generic", "avx2", "avx512", "avx512bf16", "neon"};
+
+const char *lmk_isa_name(lmk_isa isa) { return isa_names[isa]; }
+
+int lmk_cpu_can_run(lmk_isa isa) {
+    const lmk_isa best = detect();
+    if (isa == LMK_ISA_GENERIC || isa == best) return 1;
+    return best != LMK_ISA_NEON && isa != LMK_ISA_NEON && isa < best;
+}
+
+/// One more than the instruction set in use; 0 before the first query.
+static atomic_int isa_in_use;
+
+lmk_isa lmk_cpu_isa(void) {
+    const int known = atomic_load_explicit(&isa_in_use, memory_order_relaxed);
+    if (known) return (lmk_isa)(known - 1);
+    lmk_isa isa = detect();
+    const char *const cap = getenv("LMK_ISA");
+    for (int i = 0; cap && i < (int)(sizeof isa_names / sizeof *isa_names); i++) {
+        if (strcmp(cap, isa_names[i]) == 0 && lmk_cpu_can_run((lmk_isa)i)) isa = (lmk_isa)i;
+    }
+    atomic_store_explicit(&isa_in_use, (int)isa + 1, memory_order_relaxed);
+    return isa;
+}
+
+int lmk_cpu_use_isa(lmk_isa isa) {
+    if (!lmk_cpu_can_run(isa)) return 0;
+    atomic_store_explicit(&isa_in_use, (int)isa + 1, memory_order_relaxed);
+    return 1;
+}
+
+/// The float32 table of the instruction set in use.
+static const lmk_core_kernels *core_kernels(void) {
+    switch (lmk_cpu_isa()) {
+#if defined(__x86_64__)
+    case LMK_ISA_AVX512_BF16:
+    case LMK_ISA_AVX512: return &core_kernels_avx512;
+    case LMK_ISA_AVX2: return &core_kernels_avx2;
+#elif defined(__aarch64__)
+    case LMK_ISA_NEON: return &core_kernels_neon;
+#endif
+    default: return &core_kernels_generic;
+    }
+}
+
+const lmk_tile_kernels *lmk_tile_kernels_for(lmk_dtype dtype) {
+#if defined(__x86_64__)
+    if (dtype == LMK_BFLOAT16 && lmk_cpu_isa() == LMK_ISA_AVX512_BF16) return &core_kernels_avx512_bf16.tile;
+#else
+    (void)dtype;
+#endif
+    return &core_kernels()->tile;
+}
+
+size_t lmk_dtype_size(lmk_dtype dtype) { return dtype == LMK_FLOAT32 ? 4 : 2; }
+
+static int is_dtype(lmk_dtype dtype) { return (unsigned)dtype <= LMK_FLOAT16; }
+
+lmk_status lmk_map(lmk_function function, const float *x, float *y, size_t count, lmk_error *error) {
+    if ((unsigned)function > LMK_SIGMOID) return lmk_fail_range(error, "function", "an elementwise function", function);
+    if (count == 0) return LMK_OK;
+    if (!x) return lmk_fail_null(error, "x");
+    if (!y) return lmk_fail_null(error, "y");
+    core_kernels()->map(function, x, y, count);
+    return LMK_OK;
+}
+
+lmk_status lmk_convert(const void *x, lmk_dtype x_dtype, void *y, lmk_dtype y_dtype, size_t count, lmk_error *error) {
+    if (!is_dtype(x_dtype)) return lmk_fail_range(error, "x_dtype", "a storage type", x_dtype);
+    if (!is_dtype(y_dtype)) return lmk_fail_range(error, "y_dtype", "a storage type", y_dtype);
+    if (count == 0) return LMK_OK;
+    if (!x) return lmk_fail_null(error, "x");
+    if (!y) return lmk_fail_null(error, "y");
+    core_kernels()->convert(x, x_dtype, y, y_dtype, count);
+    return LMK_OK;
+}
+
+double lmk_probe_arithmetic(lmk_dtype dtype, size_t iterations) {
+    if (dtype == LMK_FLOAT32) return core_kernels()->probe_arithmetic(iterations);
+#if defined(__x86_64__)
+    if (dtype == LMK_BFLOAT16 && lmk_cpu_isa() == LMK_ISA_AVX512_BF16) {
+        return core_kernels_avx512_bf16.probe_arithmetic(iterations);
+    }
+#endif
+    return 0;
+}
+
+float lmk_probe_read(const float *x, size_t count) { return core_kernels()->probe_read(x, count); }
+
+void lmk_probe_copy(const float *x, float *y, size_t count, int streaming) {
+    core_kernels()->probe_copy(x, y, count, streaming);
+}

@@ -1,0 +1,101 @@
+// The tile matrix product that public products and fused kernels are made of.
+//
+//     c[rows, columns] (+)= a[rows, depth] b[depth, columns]
+//
+// Operands are packed into panels of a few lanes, [depth][lanes], and a register tile multiplies one panel of a with one of b.
+// Sums run over blocks of LMK_DEPTH_BLOCK steps: each block is one chain of fused multiply-adds from zero, blocks are added in
+// order. Cutting rows or columns anywhere, or the depth at multiples of a block, changes no bit.
+#ifndef LMK_TILE_H
+#define LMK_TILE_H
+
+#include "lmk_core.h"
+
+/// Steps of depth in one chain: 256 float32, or 256 pairs of bfloat16 for the dot product. A panel of 32 columns is then 32 KB
+/// and stays in L1 while panels of a stream past it.
+#define LMK_DEPTH_BLOCK 256
+
+/// Columns of one job's block of c.
+#define LMK_COLUMN_BLOCK 256
+
+/// Most lanes of a panel, over all instruction sets.
+#define LMK_PANEL_MAX 32
+
+/// c (+)= a b for one register tile: a is [depth][row panel], b is [depth][16 or 32], `columns` of them are stored.
+typedef void (*lmk_tile_function)(const void *a, const void *b, size_t depth, float *c, size_t c_stride, size_t columns,
+                                  int accumulate);
+
+/// Where the elements of one operand are. A lane is a row of a or a column of b.
+typedef struct lmk_operand {
+    const void *data;
+    lmk_dtype dtype;
+    /// Nonzero: the elements of a lane are contiguous along the depth and `stride` leads from lane to lane. Zero: lanes are
+    /// contiguous and `stride` leads from depth to depth.
+    int depth_contiguous;
+    size_t stride;
+    size_t lanes, depth;
+    /// Not null: the i-th of what `stride` leads along is found at index[i].
+    const uint32_t *index;
+} lmk_operand;
+
+/// Panels that are packed together: where lanes are contiguous, one pass over the depth then reads whole cache lines.
+#define LMK_PACK_GROUP 8
+
+/// Packs `panels` <= LMK_PACK_GROUP panels one after the other: panel i is [steps][width], lanes lanes[i]..<lanes[i] + width and
+/// steps step..<step + steps. Lanes and elements beyond the operand are zero.
+typedef void (*lmk_pack_function)(void *to, size_t width, const lmk_operand *operand, const size_t *lanes, size_t panels,
+                                  size_t step, size_t steps);
+
+#define LMK_TILE_ROWS_MAX 14
+
+/// How one instruction set multiplies one storage type.
+typedef struct lmk_tile_kernels {
+    /// Rows of the largest register tile, lanes of a packed panel of a, columns of the widest tile.
+    size_t rows, row_panel, columns;
+    /// Elements in one step of a chain: 1, or 2 for the bfloat16 dot product; every step is four bytes.
+    size_t elements_per_step;
+    lmk_pack_function pack;
+    /// tile[rows - 1][0]: 16 columns; [1]: 32.
+    lmk_tile_function tile[LMK_TILE_ROWS_MAX][2];
+} lmk_tile_kernels;
+
+/// The kernels of the instruction set in use for this storage type.
+const lmk_tile_kernels *lmk_tile_kernels_for(lmk_dtype dtype);
+
+/// Sees a finished block of c, rows x columns from (row, column) on, while it is in cache; may change it.
+typedef void (*lmk_tile_epilogue)(void *context, float *c, size_t c_stride, size_t row, size_t rows, size_t column,
+                                  size_t columns);
+
+/// A product for fused kernels. The panels of one operand are packed once and shared by every job; a job packs the other
+/// operand itself, LMK_DEPTH_BLOCK steps at a time.
+typedef struct lmk_tile_product {
+    const lmk_tile_kernels *kernels;
+    /// a.lanes rows, b.lanes columns; both have the same depth and dtype.
+    lmk_operand a, b;
+    /// Null: c lives in the worker's memory, LMK_COLUMN_BLOCK columns at a time, and only the epilogue sees it.
+    float *c;
+    size_t c_stride;
+    int accumulate;
+    /// Called for whole column blocks: columns from a multiple of LMK_COLUMN_BLOCK on, in ascending order within a chunk of
+    /// `chunk` columns (a multiple of LMK_COLUMN_BLOCK), which one worker handles for the same rows.
+    lmk_tile_epilogue epilogue;
+    void *context;
+    size_t chunk;
+    /// Nonzero: a is the shared operand, else b. The epilogue and a null c need a shared a that is packed whole.
+    int share_a;
+    unsigned threads;
+    /// Shared panels, `shared_size` bytes, and `local_size` bytes for each worker, all aligned to 64 bytes.
+    void *shared;
+    size_t shared_size;
+    char *local;
+    size_t local_size;
+} lmk_tile_product;
+
+/// Bytes that packed panels of `lanes` lanes and `depth` elements take at most, over all instruction sets.
+size_t lmk_tile_shared_size(size_t lanes, size_t depth);
+
+/// Bytes each worker needs; `scratch_rows` rows of c when c is null, else 0.
+size_t lmk_tile_local_size(size_t scratch_rows);
+
+void lmk_tile_run(const lmk_tile_product *product);
+
+#endif

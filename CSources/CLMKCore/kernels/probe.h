@@ -1,0 +1,65 @@
+// What the machine can do at best: arithmetic in registers, reading and copying. Included inside a region.
+
+/// 24 independent chains: two units with a latency of four to five cycles need ten; loops are long enough to hide the counter.
+static double probe_arithmetic(size_t iterations) {
+#if defined(LMK_TARGET_GENERIC)
+    enum { CHAINS = 3 };  // 3 x 4 registers of 4 lanes
+#elif defined(LMK_TARGET_AVX2)
+    enum { CHAINS = 6 };
+#elif defined(LMK_TARGET_NEON)
+    enum { CHAINS = 6 };
+#else
+    enum { CHAINS = 24 };
+#endif
+    f32x16 sum[CHAINS];
+    for (int i = 0; i < CHAINS; i++) sum[i] = splat(0.001f * (float)(i + 1));
+    f32x16 a = splat(0.999f), b = splat(0.0001f);
+    for (size_t k = 0; k < iterations; k++) {
+        // Opaque to the optimiser, or it would fold the loop.
+        LMK_UNROLL for (int i = 0; i < CHAINS; i++) {
+#if defined(LMK_TARGET_AVX512_BF16)
+            TILE_STEP(sum[i], a, b);
+#else
+            sum[i] = sum[i] * a + b;
+#endif
+        }
+#if defined(__x86_64__) && (defined(LMK_TARGET_AVX512) || defined(LMK_TARGET_AVX512_BF16))
+        __asm__ volatile("" : "+v"(a), "+v"(b));
+#endif
+    }
+    f32x16 total = splat(0);
+    for (int i = 0; i < CHAINS; i++) total += sum[i];
+    // The sum is finite, so this adds nothing; it keeps the loop alive.
+    const float s = reduce_sum(total);
+    return 2.0 * ELEMENTS_PER_STEP * LMK_LANES * CHAINS * (double)iterations + (s == s ? 0.0 : 1.0);
+}
+
+#if !defined(LMK_TARGET_AVX512_BF16)
+
+static float probe_read(const float *x, size_t count) {
+    f32x16 sum[8];
+    for (int i = 0; i < 8; i++) sum[i] = splat(0);
+    size_t k = 0;
+    for (; k + 8 * LMK_LANES <= count; k += 8 * LMK_LANES) {
+        LMK_UNROLL for (int i = 0; i < 8; i++) sum[i] += load(x + k + LMK_LANES * i);
+    }
+    f32x16 total = splat(0);
+    for (int i = 0; i < 8; i++) total += sum[i];
+    float rest = reduce_sum(total);
+    for (; k < count; k++) rest += x[k];
+    return rest;
+}
+
+static void probe_copy(const float *x, float *y, size_t count, int streaming) {
+    size_t k = 0;
+    if (streaming && ((uintptr_t)y & 63u) == 0) {
+        for (; k + LMK_LANES <= count; k += LMK_LANES) __builtin_nontemporal_store(load(x + k), (f32x16 *)(void *)(y + k));
+#if defined(__x86_64__)
+        __asm__ volatile("sfence" ::: "memory");
+#endif
+    }
+    for (; k + LMK_LANES <= count; k += LMK_LANES) store(y + k, load(x + k));
+    for (; k < count; k++) y[k] = x[k];
+}
+
+#endif

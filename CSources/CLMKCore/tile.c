@@ -1,0 +1,262 @@
+// The tile matrix product: how rows, columns and depth are cut, and who packs what. The arithmetic is in kernels/tile.h.
+#include "lmk_tile.h"
+
+#include "lmk_check.h"
+
+#include <string.h>
+
+/// Bytes of one step of one lane, packed.
+#define STEP_BYTES 4
+
+/// Row panels that a job keeps in L2 at a time: 8 panels of 14 rows and 256 steps are 128 KB.
+#define PANELS_IN_L2 LMK_PACK_GROUP
+
+/// Widest panel row of a over all instruction sets, for sizes.
+#define ROW_PANEL_MAX 16
+
+static size_t steps_of(const lmk_tile_kernels *kernels, size_t depth) {
+    return lmk_divide_up(depth, kernels->elements_per_step);
+}
+
+static size_t row_panels(const lmk_tile_kernels *kernels, size_t rows) { return lmk_divide_up(rows, kernels->rows); }
+
+/// Bytes of one depth block of packed panels.
+static size_t block_bytes(size_t panels, size_t width, size_t steps) { return STEP_BYTES * panels * width * steps; }
+
+// Rows are cut into panels whose heights differ by at most one. A panel of a is `row_panel` lanes wide: those beyond its height
+// are neighbours nobody reads. A panel of b is `columns` wide, but the last one is 16 wide when that is enough.
+
+static size_t column_panel_width(const lmk_tile_kernels *kernels, size_t columns_left) {
+    return columns_left <= LMK_PANEL_MAX / 2 ? LMK_PANEL_MAX / 2 : kernels->columns;
+}
+
+/// Packs panels first..<last (at most LMK_PACK_GROUP) of rows begin..<begin + rows of a, one depth block.
+static void pack_rows(const lmk_tile_kernels *kernels, const lmk_operand *a, size_t begin, size_t rows, size_t first,
+                      size_t last, size_t step, size_t steps, char *to) {
+    const size_t panels = row_panels(kernels, rows);
+    size_t lanes[LMK_PACK_GROUP];
+    for (size_t i = first; i < last; i++) lanes[i - first] = begin + lmk_part(rows, panels, i);
+    kernels->pack(to, kernels->row_panel, a, lanes, last - first, step, steps);
+}
+
+/// Packs columns begin..<begin + columns of b, one depth block.
+static void pack_columns(const lmk_tile_kernels *kernels, const lmk_operand *b, size_t begin, size_t columns, size_t step,
+                         size_t steps, char *to) {
+    for (size_t column = 0; column < columns;) {
+        const size_t width = column_panel_width(kernels, columns - column);
+        size_t lanes[LMK_PACK_GROUP], panels = 0;
+        for (; panels < LMK_PACK_GROUP && column < columns; panels++) {
+            if (column_panel_width(kernels, columns - column) != width) break;
+            lanes[panels] = begin + column;
+            column += width;
+        }
+        kernels->pack(to, width, b, lanes, panels, step, steps);
+        to += block_bytes(panels, width, steps);
+    }
+}
+
+/// c (+)= a b for row panels first..<last and `columns` columns, one depth block; `a` holds panel `first` on.
+static void multiply(const lmk_tile_kernels *kernels, const char *a, const char *b, size_t rows, size_t first, size_t last,
+                     size_t columns, size_t steps, float *c, size_t c_stride, int accumulate) {
+    const size_t panels = row_panels(kernels, rows), a_bytes = block_bytes(1, kernels->row_panel, steps);
+    const size_t first_row = lmk_part(rows, panels, first);
+    for (size_t group = first; group < last; group += PANELS_IN_L2) {
+        const size_t group_end = lmk_min(last, group + PANELS_IN_L2);
+        const char *b_panel = b;
+        for (size_t column = 0; column < columns; column += kernels->columns) {
+            const size_t width = column_panel_width(kernels, columns - column);
+            for (size_t i = group; i < group_end; i++) {
+                const size_t row = lmk_part(rows, panels, i), height = lmk_part(rows, panels, i + 1) - row;
+                kernels->tile[height - 1][width > LMK_PANEL_MAX / 2](
+                    a + (i - first) * a_bytes, b_panel, steps, c + (row - first_row) * c_stride + column, c_stride,
+                    lmk_min(width, columns - column), accumulate);
+            }
+            b_panel += block_bytes(1, width, steps);
+        }
+    }
+}
+
+/// Lanes that packed panels of `lanes` lanes take at most: a panel of a is 4 lanes for 3 rows, 8 for 6 or 16 for 14.
+static size_t padded_lanes(size_t lanes) { return lanes + lanes / 3 + LMK_PANEL_MAX; }
+
+size_t lmk_tile_shared_size(size_t lanes, size_t depth) {
+    return STEP_BYTES * padded_lanes(lanes) * lmk_round_up(lmk_max(depth, 1), LMK_DEPTH_BLOCK);
+}
+
+size_t lmk_tile_local_size(size_t scratch_rows) {
+    // PANELS_IN_L2 panels of a, or LMK_COLUMN_BLOCK columns of b.
+    const size_t packed = STEP_BYTES * LMK_DEPTH_BLOCK * lmk_max(PANELS_IN_L2 * ROW_PANEL_MAX, LMK_COLUMN_BLOCK);
+    return packed + sizeof(float) * LMK_COLUMN_BLOCK * scratch_rows;
+}
+
+/// What every job of one shared block has in common.
+typedef struct tile_jobs {
+    const lmk_tile_product *product;
+    /// Lanes of the shared operand in this block, and steps.
+    size_t lane, lanes, step, steps;
+    int accumulate;
+    /// How jobs cut c: in parts of row panels, and parts of `job_columns` columns.
+    size_t rows_begin, rows, columns_begin, columns;
+    size_t row_parts, job_columns;
+} tile_jobs;
+
+/// Depth blocks of the shared operand, one after the other: panels of one block are together.
+static char *shared_block(const tile_jobs *jobs, size_t step) {
+    const lmk_tile_product *const p = jobs->product;
+    const size_t lanes = p->share_a ? row_panels(p->kernels, jobs->lanes) * p->kernels->row_panel
+                                    : lmk_round_up(jobs->lanes, LMK_PANEL_MAX / 2);
+    return (char *)p->shared + STEP_BYTES * lanes * step;
+}
+
+/// Slot: a group of panels in one depth block of the shared operand.
+#define PANELS_PER_PACK_SLOT 4
+
+static size_t shared_panel_groups(const tile_jobs *jobs) {
+    const lmk_tile_product *const p = jobs->product;
+    const size_t panels =
+        p->share_a ? row_panels(p->kernels, jobs->lanes) : lmk_divide_up(jobs->lanes, p->kernels->columns);
+    return lmk_divide_up(panels, PANELS_PER_PACK_SLOT);
+}
+
+static void pack_shared(void *context, size_t slot, unsigned worker) {
+    (void)worker;
+    const tile_jobs *const jobs = context;
+    const lmk_tile_product *const p = jobs->product;
+    const lmk_tile_kernels *const kernels = p->kernels;
+    const size_t groups = shared_panel_groups(jobs), group = slot % groups;
+    const size_t step = slot / groups * LMK_DEPTH_BLOCK, steps = lmk_min(LMK_DEPTH_BLOCK, jobs->steps - step);
+    char *const block = shared_block(jobs, step);
+    if (p->share_a) {
+        const size_t first = group * PANELS_PER_PACK_SLOT;
+        const size_t last = lmk_min(first + PANELS_PER_PACK_SLOT, row_panels(kernels, jobs->lanes));
+        pack_rows(kernels, &p->a, jobs->lane, jobs->lanes, first, last, jobs->step + step, steps,
+                  block + block_bytes(first, kernels->row_panel, steps));
+    } else {
+        const size_t first = group * PANELS_PER_PACK_SLOT * kernels->columns;
+        const size_t count = lmk_min(PANELS_PER_PACK_SLOT * kernels->columns, jobs->lanes - first);
+        pack_columns(kernels, &p->b, jobs->lane + first, count, jobs->step + step, steps,
+                     block + block_bytes(1, first, steps));
+    }
+}
+
+/// What a product of no depth is.
+static void clear(float *c, size_t c_stride, size_t rows, size_t columns) {
+    for (size_t i = 0; i < rows; i++) memset(c + i * c_stride, 0, columns * sizeof(float));
+}
+
+/// One column block of c for a range of row panels, b packed by this worker.
+static void run_shared_a(const tile_jobs *jobs, size_t first, size_t last, size_t column, size_t columns, char *local) {
+    const lmk_tile_product *const p = jobs->product;
+    const lmk_tile_kernels *const kernels = p->kernels;
+    const size_t row = jobs->rows_begin + lmk_part(jobs->rows, row_panels(kernels, jobs->rows), first);
+    const size_t row_end = jobs->rows_begin + lmk_part(jobs->rows, row_panels(kernels, jobs->rows), last);
+    float *const scratch = (float *)(void *)(local + lmk_tile_local_size(0));
+    float *const c = p->c ? p->c + row * p->c_stride + column : scratch;
+    const size_t c_stride = p->c ? p->c_stride : LMK_COLUMN_BLOCK;
+    if (jobs->steps == 0 && !jobs->accumulate) clear(c, c_stride, row_end - row, columns);
+    for (size_t step = 0; step < jobs->steps; step += LMK_DEPTH_BLOCK) {
+        const size_t steps = lmk_min(LMK_DEPTH_BLOCK, jobs->steps - step);
+        pack_columns(kernels, &p->b, column, columns, jobs->step + step, steps, local);
+        multiply(kernels, shared_block(jobs, step) + block_bytes(first, kernels->row_panel, steps), local, jobs->rows, first,
+                 last, columns, steps, c, c_stride, jobs->accumulate || step > 0);
+    }
+    if (p->epilogue) p->epilogue(p->context, c, c_stride, row, row_end - row, column, columns);
+}
+
+/// All columns of the shared block of b for a range of row panels, a packed by this worker PANELS_IN_L2 at a time.
+static void run_shared_b(const tile_jobs *jobs, size_t first, size_t last, char *local) {
+    const lmk_tile_product *const p = jobs->product;
+    const lmk_tile_kernels *const kernels = p->kernels;
+    for (size_t group = first; group < last; group += PANELS_IN_L2) {
+        const size_t group_end = lmk_min(last, group + PANELS_IN_L2);
+        const size_t row = jobs->rows_begin + lmk_part(jobs->rows, row_panels(kernels, jobs->rows), group);
+        float *const c = p->c + row * p->c_stride + jobs->columns_begin;
+        const size_t row_end = jobs->rows_begin + lmk_part(jobs->rows, row_panels(kernels, jobs->rows), group_end);
+        if (jobs->steps == 0 && !jobs->accumulate) clear(c, p->c_stride, row_end - row, jobs->columns);
+        for (size_t step = 0; step < jobs->steps; step += LMK_DEPTH_BLOCK) {
+            const size_t steps = lmk_min(LMK_DEPTH_BLOCK, jobs->steps - step);
+            pack_rows(kernels, &p->a, jobs->rows_begin, jobs->rows, group, group_end, jobs->step + step, steps, local);
+            multiply(kernels, local, shared_block(jobs, step), jobs->rows, group, group_end, jobs->columns, steps, c,
+                     p->c_stride, jobs->accumulate || step > 0);
+        }
+    }
+}
+
+static void run_job(void *context, size_t slot, unsigned worker) {
+    const tile_jobs *const jobs = context;
+    const lmk_tile_product *const p = jobs->product;
+    char *const local = p->local + worker * p->local_size;
+    const size_t panels = row_panels(p->kernels, jobs->rows);
+    const size_t part = slot % jobs->row_parts;
+    const size_t first = lmk_part(panels, jobs->row_parts, part), last = lmk_part(panels, jobs->row_parts, part + 1);
+    if (!p->share_a) {
+        run_shared_b(jobs, first, last, local);
+        return;
+    }
+    const size_t begin = slot / jobs->row_parts * jobs->job_columns;
+    const size_t end = lmk_min(jobs->columns, begin + jobs->job_columns);
+    for (size_t column = begin; column < end; column += LMK_COLUMN_BLOCK) {
+        run_shared_a(jobs, first, last, column, lmk_min(LMK_COLUMN_BLOCK, end - column), local);
+    }
+}
+
+/// Jobs each thread should find, so that the last ones to finish leave little idle.
+#define JOBS_PER_THREAD 4
+
+/// Multiplies one shared block with everything it meets.
+static void run_shared(tile_jobs *jobs) {
+    const lmk_tile_product *const p = jobs->product;
+    lmk_parallel_for(shared_panel_groups(jobs) * lmk_divide_up(jobs->steps, LMK_DEPTH_BLOCK), p->threads, pack_shared, jobs);
+    const size_t wanted = p->threads > 1 ? JOBS_PER_THREAD * (size_t)p->threads : 1;
+    const size_t panels = row_panels(p->kernels, jobs->rows);
+    size_t column_jobs = 1;
+    if (p->share_a) {
+        // Narrower columns before shorter rows: cutting rows packs b again.
+        jobs->job_columns = p->chunk ? p->chunk : LMK_COLUMN_BLOCK;
+        if (!p->chunk && !p->epilogue && jobs->columns / jobs->job_columns < wanted) {
+            jobs->job_columns = lmk_max(2 * LMK_PANEL_MAX, lmk_round_up(lmk_divide_up(jobs->columns, wanted), LMK_PANEL_MAX));
+            jobs->job_columns = lmk_min(jobs->job_columns, LMK_COLUMN_BLOCK);
+        }
+        column_jobs = lmk_divide_up(jobs->columns, jobs->job_columns);
+        jobs->row_parts = lmk_min(panels, lmk_divide_up(wanted, column_jobs));
+    } else {
+        jobs->row_parts = p->threads > 1 ? lmk_min(panels, lmk_max(wanted, lmk_divide_up(panels, PANELS_IN_L2))) : 1;
+    }
+    lmk_parallel_for(column_jobs * jobs->row_parts, p->threads, run_job, jobs);
+}
+
+void lmk_tile_run(const lmk_tile_product *product) {
+    const size_t rows = product->a.lanes, columns = product->b.lanes;
+    if (rows == 0 || columns == 0) return;
+    const lmk_tile_kernels *const kernels = product->kernels;
+    const size_t steps = steps_of(kernels, product->a.depth);
+    const size_t lanes = product->share_a ? rows : columns;
+    // As much of the shared operand at a time as there is room for: all of its lanes first, then depth blocks.
+    const size_t room = product->shared_size / (STEP_BYTES * LMK_DEPTH_BLOCK);
+    const size_t widest = lmk_max(1, (room - lmk_min(room, LMK_PANEL_MAX)) / 4 * 3);
+    const size_t lane_count = lmk_min(lanes, widest);
+    const size_t depth_blocks = lmk_max(1, room / padded_lanes(lane_count));
+    size_t step = 0;
+    do {
+        const size_t block_steps = lmk_min(steps - step, depth_blocks * LMK_DEPTH_BLOCK);
+        for (size_t lane = 0; lane < lanes; lane += lane_count) {
+            tile_jobs jobs = {.product = product,
+                              .lane = lane,
+                              .lanes = lmk_min(lane_count, lanes - lane),
+                              .step = step,
+                              .steps = block_steps,
+                              .accumulate = product->accumulate || step > 0,
+                              .rows = rows,
+                              .columns = columns};
+            if (product->share_a) {
+                jobs.rows_begin = lane;
+                jobs.rows = jobs.lanes;
+            } else {
+                jobs.columns_begin = lane;
+                jobs.columns = jobs.lanes;
+            }
+            run_shared(&jobs);
+        }
+        step += block_steps;
+    } while (step < steps);
+}

@@ -1,0 +1,52 @@
+/// Sizes of the model.
+struct ModelShape {
+    var vocabulary: Int
+    /// Words that are looked at.
+    var context = 6
+    /// Numbers for a word.
+    var embedding = 128
+    var hidden = 256
+}
+
+/// What the model learns. Gradients and Adam's averages have the same form.
+struct Parameters {
+    /// [vocabulary, embedding]: the words as they are read, and the classifier that predicts them.
+    var embedding: [Float]
+    /// [hidden, context x embedding]
+    var mixing: [Float]
+    /// [hidden]
+    var mixingBias: [Float]
+    /// [embedding, hidden]
+    var projection: [Float]
+    /// [vocabulary]
+    var outputBias: [Float]
+
+    nonisolated(unsafe) static let tensors: [WritableKeyPath<Parameters, [Float]>] = [
+        \.embedding, \.mixing, \.mixingBias, \.projection, \.outputBias,
+    ]
+
+    init(zeros shape: ModelShape) {
+        embedding = Array(repeating: 0, count: shape.vocabulary * shape.embedding)
+        mixing = Array(repeating: 0, count: shape.hidden * shape.context * shape.embedding)
+        mixingBias = Array(repeating: 0, count: shape.hidden)
+        projection = Array(repeating: 0, count: shape.embedding * shape.hidden)
+        outputBias = Array(repeating: 0, count: shape.vocabulary)
+    }
+
+    /// Random weights; `logFrequencies` as bias makes the untrained model nearly the unigram model.
+    init(
+        random shape: ModelShape, logFrequencies: [Float], using generator: inout SplitMix64
+    ) {
+        self.init(zeros: shape)
+        let inputs = Float(shape.context * shape.embedding)
+        embedding = generator.uniform(embedding.count, bound: 0.1)
+        mixing = generator.uniform(mixing.count, bound: (3 / inputs).squareRoot())
+        projection = generator.uniform(
+            projection.count, bound: (3 / Float(shape.hidden)).squareRoot())
+        outputBias = logFrequencies
+    }
+
+    var count: Int {
+        Self.tensors.reduce(0) { $0 + self[keyPath: $1].count }
+    }
+}

@@ -1,0 +1,58 @@
+// Sizes of spans against sizes in shapes. C sees pointers only, so this is where a span that is too
+// short is caught.
+
+func checkNotNegative(_ argument: String, _ value: Int) throws(KernelError) {
+    guard value >= 0 else {
+        throw .outOfRange(argument: argument, allowed: ">= 0", actual: "\(value)")
+    }
+}
+
+func checkCount(_ argument: String, _ actual: Int?, expected: Int) throws(KernelError) {
+    guard let actual, actual != expected else { return }
+    throw .countMismatch(argument: argument, expected: expected, actual: actual)
+}
+
+/// A batch of matrices in a span: where rows and matrices begin.
+struct MatrixExtent {
+    /// Name of the span.
+    var argument: String
+    var batch = 1
+    var rows: Int
+    var columns: Int
+    var stride: Int
+    /// nil: matrices follow each other.
+    var batchStride: Int?
+
+    /// Checks strides, then the number of elements in the span; sizes are known not to be negative.
+    ///
+    /// - Returns: The batch stride.
+    @discardableResult
+    func check(_ actual: Int) throws(KernelError) -> Int {
+        try checkNotNegative(argument + "Stride", stride)
+        try checkNotNegative(argument + "BatchStride", batchStride ?? 0)
+        guard batch > 0, rows > 0, columns > 0 else { return batchStride ?? 0 }
+        guard stride >= columns else {
+            throw .tooSmall(argument: argument + "Stride", minimum: columns, actual: stride)
+        }
+        let batchStride =
+            if let given = self.batchStride { given } else { try times(rows, stride) }
+        let last = try plus(times(batch - 1, batchStride), times(rows - 1, stride))
+        let minimum = try plus(last, columns)
+        guard actual >= minimum else {
+            throw .tooSmall(argument: argument, minimum: minimum, actual: actual)
+        }
+        return batchStride
+    }
+
+    private func times(_ a: Int, _ b: Int) throws(KernelError) -> Int {
+        let (product, overflow) = a.multipliedReportingOverflow(by: b)
+        guard !overflow else { throw .overflow(argument: argument) }
+        return product
+    }
+
+    private func plus(_ a: Int, _ b: Int) throws(KernelError) -> Int {
+        let (sum, overflow) = a.addingReportingOverflow(b)
+        guard !overflow else { throw .overflow(argument: argument) }
+        return sum
+    }
+}
