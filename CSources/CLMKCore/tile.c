@@ -18,24 +18,67 @@ static size_t steps_of(const lmk_tile_kernels *kernels, size_t depth) {
     return lmk_divide_up(depth, kernels->elements_per_step);
 }
 
-static size_t row_panels(const lmk_tile_kernels *kernels, size_t rows) { return lmk_divide_up(rows, kernels->rows); }
+/// Rows are cut into panels whose heights differ by at most one.
+static lmk_parts row_panels(const lmk_tile_kernels *kernels, size_t rows) {
+    return lmk_cut(rows, lmk_divide_up(rows, kernels->rows));
+}
 
 /// Bytes of one depth block of packed panels.
 static size_t block_bytes(size_t panels, size_t width, size_t steps) { return STEP_BYTES * panels * width * steps; }
 
-// Rows are cut into panels whose heights differ by at most one. A panel of a is `row_panel` lanes wide: those beyond its height
-// are neighbours nobody reads. A panel of b is `columns` wide, but the last one is 16 wide when that is enough.
+// A panel of a is `row_panel` lanes wide: those beyond its height are neighbours nobody reads. A panel of b is `columns` wide, but
+// the last one is 16 wide when that is enough.
 
 static size_t column_panel_width(const lmk_tile_kernels *kernels, size_t columns_left) {
     return columns_left <= LMK_PANEL_MAX / 2 ? LMK_PANEL_MAX / 2 : kernels->columns;
 }
 
+/// Largest operand that tiles read where it lies: past that, rows of it are too far apart for L1.
+#define IN_PLACE_LIMIT ((size_t)64 << 10)
+
+static int is_small(const lmk_operand *x, size_t bytes) {
+    return !x->index && bytes * x->stride * (x->depth_contiguous ? x->lanes : x->depth) <= IN_PLACE_LIMIT;
+}
+
+/// Whether tiles read a where it lies: float32, or pairs of bfloat16 that lie as the dot product wants them.
+static int is_a_in_place(const lmk_tile_kernels *kernels, const lmk_operand *a) {
+    if (kernels->elements_per_step == 1) return a->dtype == LMK_FLOAT32 && is_small(a, 4);
+    return a->depth_contiguous && a->depth % 2 == 0 && a->stride % 2 == 0 && is_small(a, 2);
+}
+
+/// Whether tiles read b where it lies: its columns are contiguous, and come by 16.
+static int is_b_in_place(const lmk_tile_kernels *kernels, const lmk_operand *b) {
+    return kernels->elements_per_step == 1 && b->dtype == LMK_FLOAT32 && !b->depth_contiguous && is_small(b, 4) &&
+           b->lanes % (LMK_PANEL_MAX / 2) == 0;
+}
+
+/// A run of panels. Packed ones follow each other; else those of the operand itself, from its first lane and step on.
+typedef struct panel_run {
+    const char *data;
+    int is_packed;
+    size_t stride, lane_stride;
+} panel_run;
+
+static panel_run packed(const char *data) { return (panel_run){.data = data, .is_packed = 1}; }
+
+static panel_run in_place(const lmk_tile_kernels *kernels, const lmk_operand *x, size_t lane, size_t step) {
+    const size_t stride = x->stride / kernels->elements_per_step;
+    const panel_run run = {x->data, 0, x->depth_contiguous ? 1 : stride, x->depth_contiguous ? stride : 1};
+    return (panel_run){run.data + STEP_BYTES * (run.stride * step + run.lane_stride * lane), 0, run.stride, run.lane_stride};
+}
+
+/// The panel that begins at `lane`, which in a packed run is `offset` bytes on, `width` lanes wide.
+static lmk_panel panel_at(const panel_run *run, size_t lane, size_t offset, size_t width) {
+    if (run->is_packed) return (lmk_panel){run->data + offset, width, 1};
+    return (lmk_panel){run->data + STEP_BYTES * run->lane_stride * lane, run->stride, run->lane_stride};
+}
+
 /// Packs panels first..<last (at most LMK_PACK_GROUP) of rows begin..<begin + rows of a, one depth block.
 static void pack_rows(const lmk_tile_kernels *kernels, const lmk_operand *a, size_t begin, size_t rows, size_t first,
                       size_t last, size_t step, size_t steps, char *to) {
-    const size_t panels = row_panels(kernels, rows);
+    const lmk_parts panels = row_panels(kernels, rows);
     size_t lanes[LMK_PACK_GROUP];
-    for (size_t i = first; i < last; i++) lanes[i - first] = begin + lmk_part(rows, panels, i);
+    for (size_t i = first; i < last; i++) lanes[i - first] = begin + lmk_part(panels, i);
     kernels->pack(to, kernels->row_panel, a, lanes, last - first, step, steps);
 }
 
@@ -55,23 +98,25 @@ static void pack_columns(const lmk_tile_kernels *kernels, const lmk_operand *b, 
     }
 }
 
-/// c (+)= a b for row panels first..<last and `columns` columns, one depth block; `a` holds panel `first` on.
-static void multiply(const lmk_tile_kernels *kernels, const char *a, const char *b, size_t rows, size_t first, size_t last,
+/// c (+)= a b for row panels first..<last and `columns` columns, one depth block; the runs begin at panel `first` and at the first
+/// column.
+static void multiply(const lmk_tile_kernels *kernels, panel_run a, panel_run b, size_t rows, size_t first, size_t last,
                      size_t columns, size_t steps, float *c, size_t c_stride, int accumulate) {
-    const size_t panels = row_panels(kernels, rows), a_bytes = block_bytes(1, kernels->row_panel, steps);
-    const size_t first_row = lmk_part(rows, panels, first);
+    const lmk_parts panels = row_panels(kernels, rows);
+    const size_t first_row = lmk_part(panels, first), a_bytes = block_bytes(1, kernels->row_panel, steps);
     for (size_t group = first; group < last; group += PANELS_IN_L2) {
         const size_t group_end = lmk_min(last, group + PANELS_IN_L2);
-        const char *b_panel = b;
         for (size_t column = 0; column < columns; column += kernels->columns) {
             const size_t width = column_panel_width(kernels, columns - column);
+            const lmk_panel b_panel = panel_at(&b, column, block_bytes(1, column, steps), width);
             for (size_t i = group; i < group_end; i++) {
-                const size_t row = lmk_part(rows, panels, i), height = lmk_part(rows, panels, i + 1) - row;
-                kernels->tile[height - 1][width > LMK_PANEL_MAX / 2](
-                    a + (i - first) * a_bytes, b_panel, steps, c + (row - first_row) * c_stride + column, c_stride,
-                    lmk_min(width, columns - column), accumulate);
+                const size_t row = lmk_part(panels, i), height = lmk_part(panels, i + 1) - row;
+                const lmk_panel a_panel = panel_at(&a, row - first_row, (i - first) * a_bytes, kernels->row_panel);
+                const lmk_tile_function tile =
+                    kernels->tile[height - 1][width > LMK_PANEL_MAX / 2][a_panel.lane_stride != 1];
+                tile(a_panel, b_panel, steps, c + (row - first_row) * c_stride + column, c_stride,
+                     lmk_min(width, columns - column), accumulate);
             }
-            b_panel += block_bytes(1, width, steps);
         }
     }
 }
@@ -103,7 +148,7 @@ typedef struct tile_jobs {
 /// Depth blocks of the shared operand, one after the other: panels of one block are together.
 static char *shared_block(const tile_jobs *jobs, size_t step) {
     const lmk_tile_product *const p = jobs->product;
-    const size_t lanes = p->share_a ? row_panels(p->kernels, jobs->lanes) * p->kernels->row_panel
+    const size_t lanes = p->share_a ? row_panels(p->kernels, jobs->lanes).count * p->kernels->row_panel
                                     : lmk_round_up(jobs->lanes, LMK_PANEL_MAX / 2);
     return (char *)p->shared + STEP_BYTES * lanes * step;
 }
@@ -114,7 +159,7 @@ static char *shared_block(const tile_jobs *jobs, size_t step) {
 static size_t shared_panel_groups(const tile_jobs *jobs) {
     const lmk_tile_product *const p = jobs->product;
     const size_t panels =
-        p->share_a ? row_panels(p->kernels, jobs->lanes) : lmk_divide_up(jobs->lanes, p->kernels->columns);
+        p->share_a ? row_panels(p->kernels, jobs->lanes).count : lmk_divide_up(jobs->lanes, p->kernels->columns);
     return lmk_divide_up(panels, PANELS_PER_PACK_SLOT);
 }
 
@@ -128,7 +173,7 @@ static void pack_shared(void *context, size_t slot, unsigned worker) {
     char *const block = shared_block(jobs, step);
     if (p->share_a) {
         const size_t first = group * PANELS_PER_PACK_SLOT;
-        const size_t last = lmk_min(first + PANELS_PER_PACK_SLOT, row_panels(kernels, jobs->lanes));
+        const size_t last = lmk_min(first + PANELS_PER_PACK_SLOT, row_panels(kernels, jobs->lanes).count);
         pack_rows(kernels, &p->a, jobs->lane, jobs->lanes, first, last, jobs->step + step, steps,
                   block + block_bytes(first, kernels->row_panel, steps));
     } else {
@@ -148,17 +193,19 @@ static void clear(float *c, size_t c_stride, size_t rows, size_t columns) {
 static void run_shared_a(const tile_jobs *jobs, size_t first, size_t last, size_t column, size_t columns, char *local) {
     const lmk_tile_product *const p = jobs->product;
     const lmk_tile_kernels *const kernels = p->kernels;
-    const size_t row = jobs->rows_begin + lmk_part(jobs->rows, row_panels(kernels, jobs->rows), first);
-    const size_t row_end = jobs->rows_begin + lmk_part(jobs->rows, row_panels(kernels, jobs->rows), last);
+    const lmk_parts panels = row_panels(kernels, jobs->rows);
+    const size_t row = jobs->rows_begin + lmk_part(panels, first), row_end = jobs->rows_begin + lmk_part(panels, last);
     float *const scratch = (float *)(void *)(local + lmk_tile_local_size(0));
     float *const c = p->c ? p->c + row * p->c_stride + column : scratch;
     const size_t c_stride = p->c ? p->c_stride : LMK_COLUMN_BLOCK;
     if (jobs->steps == 0 && !jobs->accumulate) clear(c, c_stride, row_end - row, columns);
     for (size_t step = 0; step < jobs->steps; step += LMK_DEPTH_BLOCK) {
         const size_t steps = lmk_min(LMK_DEPTH_BLOCK, jobs->steps - step);
-        pack_columns(kernels, &p->b, column, columns, jobs->step + step, steps, local);
-        multiply(kernels, shared_block(jobs, step) + block_bytes(first, kernels->row_panel, steps), local, jobs->rows, first,
-                 last, columns, steps, c, c_stride, jobs->accumulate || step > 0);
+        panel_run a = packed(shared_block(jobs, step) + block_bytes(first, kernels->row_panel, steps)), b = packed(local);
+        if (is_a_in_place(kernels, &p->a)) a = in_place(kernels, &p->a, row, jobs->step + step);
+        if (is_b_in_place(kernels, &p->b)) b = in_place(kernels, &p->b, column, jobs->step + step);
+        else pack_columns(kernels, &p->b, column, columns, jobs->step + step, steps, local);
+        multiply(kernels, a, b, jobs->rows, first, last, columns, steps, c, c_stride, jobs->accumulate || step > 0);
     }
     if (p->epilogue) p->epilogue(p->context, c, c_stride, row, row_end - row, column, columns);
 }
@@ -167,17 +214,21 @@ static void run_shared_a(const tile_jobs *jobs, size_t first, size_t last, size_
 static void run_shared_b(const tile_jobs *jobs, size_t first, size_t last, char *local) {
     const lmk_tile_product *const p = jobs->product;
     const lmk_tile_kernels *const kernels = p->kernels;
+    const lmk_parts panels = row_panels(kernels, jobs->rows);
     for (size_t group = first; group < last; group += PANELS_IN_L2) {
         const size_t group_end = lmk_min(last, group + PANELS_IN_L2);
-        const size_t row = jobs->rows_begin + lmk_part(jobs->rows, row_panels(kernels, jobs->rows), group);
+        const size_t row = jobs->rows_begin + lmk_part(panels, group);
         float *const c = p->c + row * p->c_stride + jobs->columns_begin;
-        const size_t row_end = jobs->rows_begin + lmk_part(jobs->rows, row_panels(kernels, jobs->rows), group_end);
+        const size_t row_end = jobs->rows_begin + lmk_part(panels, group_end);
         if (jobs->steps == 0 && !jobs->accumulate) clear(c, p->c_stride, row_end - row, jobs->columns);
         for (size_t step = 0; step < jobs->steps; step += LMK_DEPTH_BLOCK) {
             const size_t steps = lmk_min(LMK_DEPTH_BLOCK, jobs->steps - step);
-            pack_rows(kernels, &p->a, jobs->rows_begin, jobs->rows, group, group_end, jobs->step + step, steps, local);
-            multiply(kernels, local, shared_block(jobs, step), jobs->rows, group, group_end, jobs->columns, steps, c,
-                     p->c_stride, jobs->accumulate || step > 0);
+            panel_run a = packed(local), b = packed(shared_block(jobs, step));
+            if (is_a_in_place(kernels, &p->a)) a = in_place(kernels, &p->a, row, jobs->step + step);
+            else pack_rows(kernels, &p->a, jobs->rows_begin, jobs->rows, group, group_end, jobs->step + step, steps, local);
+            if (is_b_in_place(kernels, &p->b)) b = in_place(kernels, &p->b, jobs->columns_begin, jobs->step + step);
+            multiply(kernels, a, b, jobs->rows, group, group_end, jobs->columns, steps, c, p->c_stride,
+                     jobs->accumulate || step > 0);
         }
     }
 }
@@ -186,9 +237,8 @@ static void run_job(void *context, size_t slot, unsigned worker) {
     const tile_jobs *const jobs = context;
     const lmk_tile_product *const p = jobs->product;
     char *const local = p->local + worker * p->local_size;
-    const size_t panels = row_panels(p->kernels, jobs->rows);
-    const size_t part = slot % jobs->row_parts;
-    const size_t first = lmk_part(panels, jobs->row_parts, part), last = lmk_part(panels, jobs->row_parts, part + 1);
+    const lmk_parts parts = lmk_cut(row_panels(p->kernels, jobs->rows).count, jobs->row_parts);
+    const size_t part = slot % jobs->row_parts, first = lmk_part(parts, part), last = lmk_part(parts, part + 1);
     if (!p->share_a) {
         run_shared_b(jobs, first, last, local);
         return;
@@ -206,9 +256,12 @@ static void run_job(void *context, size_t slot, unsigned worker) {
 /// Multiplies one shared block with everything it meets.
 static void run_shared(tile_jobs *jobs) {
     const lmk_tile_product *const p = jobs->product;
-    lmk_parallel_for(shared_panel_groups(jobs) * lmk_divide_up(jobs->steps, LMK_DEPTH_BLOCK), p->threads, pack_shared, jobs);
+    if (!(p->share_a ? is_a_in_place(p->kernels, &p->a) : is_b_in_place(p->kernels, &p->b))) {
+        const size_t slots = shared_panel_groups(jobs) * lmk_divide_up(jobs->steps, LMK_DEPTH_BLOCK);
+        lmk_parallel_for(slots, p->threads, pack_shared, jobs);
+    }
     const size_t wanted = p->threads > 1 ? JOBS_PER_THREAD * (size_t)p->threads : 1;
-    const size_t panels = row_panels(p->kernels, jobs->rows);
+    const size_t panels = row_panels(p->kernels, jobs->rows).count;
     size_t column_jobs = 1;
     if (p->share_a) {
         // Narrower columns before shorter rows: cutting rows packs b again.

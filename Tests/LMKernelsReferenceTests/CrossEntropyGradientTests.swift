@@ -4,7 +4,7 @@ import Testing
 /// The formula of `backward` against finite differences of `forward` and `reduce`, for every
 /// combination of options.
 @Suite struct CrossEntropyGradientTests {
-    /// What is differentiated: per-row losses times upstream gradients, or a reduced loss times 1.7.
+    /// What is differentiated: per-row losses times their gradients, or 1.7 times a reduced one.
     enum Loss: CaseIterable {
         case perRow, mean, sum
 

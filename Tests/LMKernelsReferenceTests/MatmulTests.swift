@@ -54,8 +54,12 @@ import Testing
         #expect(c[12] == -1 && c[25] == -1)
         // Dense strides are the default.
         let dense = Matmul.Shape(layout: layout, batch: 2, rows: 3, columns: 4, depth: 2)
-        let products = Matmul.product(dense, Array(a[..<12]), b + b)
-        #expect(Array(products[12...]) == Matmul.product(one, Array(a[6..<12]), b))
+        let other = integers(8)
+        var products = Array(repeating: 0.0, count: 24)
+        Matmul.multiply(dense, Array(a[..<12]), b + other, into: &products)
+        #expect(Array(products[..<12]) == Matmul.product(one, Array(a[..<6]), b))
+        #expect(Array(products[12...]) == Matmul.product(one, Array(a[6..<12]), other))
+        #expect(Matmul.product(dense, Array(a[..<12]), b + other) == products)
     }
 
     /// Transposing the operands by hand gives the same product, to the last bit.

@@ -58,9 +58,14 @@ static inline size_t lmk_max(size_t a, size_t b) { return a > b ? a : b; }
 static inline size_t lmk_divide_up(size_t a, size_t b) { return a / b + (a % b != 0); }
 static inline size_t lmk_round_up(size_t a, size_t multiple) { return lmk_divide_up(a, multiple) * multiple; }
 
-/// Offset of part `i` when `count` things are cut into `parts` parts whose sizes differ by at most one.
-static inline size_t lmk_part(size_t count, size_t parts, size_t i) {
-    return count / parts * i + lmk_min(i, count % parts);
-}
+/// Something cut into parts whose sizes differ by at most one.
+typedef struct lmk_parts {
+    size_t count, size, larger;
+} lmk_parts;
+
+static inline lmk_parts lmk_cut(size_t total, size_t parts) { return (lmk_parts){parts, total / parts, total % parts}; }
+
+/// Where part `i` begins; part i ends where part i + 1 begins.
+static inline size_t lmk_part(lmk_parts parts, size_t i) { return parts.size * i + lmk_min(i, parts.larger); }
 
 #endif

@@ -20,8 +20,14 @@
 /// Most lanes of a panel, over all instruction sets.
 #define LMK_PANEL_MAX 32
 
-/// c (+)= a b for one register tile: a is [depth][row panel], b is [depth][16 or 32], `columns` of them are stored.
-typedef void (*lmk_tile_function)(const void *a, const void *b, size_t depth, float *c, size_t c_stride, size_t columns,
+/// One panel of an operand: lane i of step k is 4 (k stride + i lane_stride) bytes from `data`. Lanes of b are contiguous.
+typedef struct lmk_panel {
+    const void *data;
+    size_t stride, lane_stride;
+} lmk_panel;
+
+/// c (+)= a b for one register tile over `depth` steps; `columns` of the 16 or 32 columns of b are stored.
+typedef void (*lmk_tile_function)(lmk_panel a, lmk_panel b, size_t depth, float *c, size_t c_stride, size_t columns,
                                   int accumulate);
 
 /// Where the elements of one operand are. A lane is a row of a or a column of b.
@@ -54,8 +60,8 @@ typedef struct lmk_tile_kernels {
     /// Elements in one step of a chain: 1, or 2 for the bfloat16 dot product; every step is four bytes.
     size_t elements_per_step;
     lmk_pack_function pack;
-    /// tile[rows - 1][0]: 16 columns; [1]: 32.
-    lmk_tile_function tile[LMK_TILE_ROWS_MAX][2];
+    /// tile[rows - 1][v][s]: 16 (v = 0) or 32 columns; lanes of a contiguous (s = 0) or strided.
+    lmk_tile_function tile[LMK_TILE_ROWS_MAX][2][2];
 } lmk_tile_kernels;
 
 /// The kernels of the instruction set in use for this storage type.

@@ -21,50 +21,67 @@
 #define TILE_STEP(sum, a_step, b_step) sum = (a_step) * (b_step) + (sum)
 #endif
 
-#define DEFINE_TILE(ROWS, VECTORS)                                                                                       \
-    static void tile_##ROWS##x##VECTORS(const void *a_panel, const void *b_panel, size_t depth, float *c, size_t c_stride, \
-                                        size_t columns, int accumulate) {                                               \
-        const float *a = a_panel, *b = b_panel;                                                                          \
+// Rows of a as the tile reads them: one after the other, or `lane_stride` apart. The latter go by groups of three behind one
+// pointer, which is what x86 addresses can do: p, p + s, p + 2 s.
+#define CONTIGUOUS_ROW(i) a[0][i]
+#define STRIDED_ROW(i) a[(i) / 3][(size_t)((i) % 3) * a_panel.lane_stride]
+
+/// The vector that begins at column `from`, cut at `columns`.
+LMK_INLINE void store_part(float *to, f32x16 sum, size_t columns, size_t from, int accumulate) {
+    const size_t left = columns <= from ? 0 : columns - from < LMK_LANES ? columns - from : LMK_LANES;
+    store_first(to, accumulate ? load_first(to, left) + sum : sum, left);
+}
+
+#define STORE_TILE(ROWS, VECTORS, STORE)                                                                                 \
+    LMK_UNROLL for (int i = 0; i < ROWS; i++) {                                                                          \
+        LMK_UNROLL for (int j = 0; j < VECTORS; j++) {                                                                   \
+            float *const to = c + (size_t)i * c_stride + LMK_LANES * (size_t)j;                                          \
+            STORE;                                                                                                       \
+        }                                                                                                                \
+    }
+
+#define DEFINE_TILE(NAME, ROWS, VECTORS, POINTERS, ROW)                                                                  \
+    static void NAME(lmk_panel a_panel, lmk_panel b_panel, size_t depth, float *c, size_t c_stride, size_t columns,      \
+                     int accumulate) {                                                                                   \
+        const float *a[POINTERS], *b = b_panel.data;                                                                     \
+        LMK_UNROLL for (int i = 0; i < (POINTERS); i++) {                                                                \
+            a[i] = (const float *)a_panel.data + 3 * (size_t)i * a_panel.lane_stride;                                    \
+        }                                                                                                                \
         f32x16 sum[ROWS][VECTORS];                                                                                       \
         LMK_UNROLL for (int i = 0; i < ROWS; i++) {                                                                      \
-            __builtin_prefetch(c + i * c_stride);                                                                        \
-            __builtin_prefetch(c + i * c_stride + (columns - 1));                                                        \
+            __builtin_prefetch(c + (size_t)i * c_stride, 1);                                                             \
+            __builtin_prefetch(c + (size_t)i * c_stride + (columns - 1), 1);                                             \
             LMK_UNROLL for (int j = 0; j < VECTORS; j++) sum[i][j] = splat(0);                                           \
         }                                                                                                                \
         for (size_t k = 0; k < depth; k++) {                                                                             \
             f32x16 b_step[VECTORS];                                                                                      \
             LMK_UNROLL for (int j = 0; j < VECTORS; j++) b_step[j] = load(b + LMK_LANES * j);                            \
             LMK_UNROLL for (int i = 0; i < ROWS; i++) {                                                                  \
-                const f32x16 a_step = splat(a[i]);                                                                       \
+                const f32x16 a_step = splat(ROW(i));                                                                     \
                 LMK_UNROLL for (int j = 0; j < VECTORS; j++) TILE_STEP(sum[i][j], a_step, b_step[j]);                    \
             }                                                                                                            \
-            a += ROW_PANEL;                                                                                              \
-            b += LMK_LANES * VECTORS;                                                                                    \
+            LMK_UNROLL for (int i = 0; i < (POINTERS); i++) a[i] += a_panel.stride;                                      \
+            b += b_panel.stride;                                                                                         \
         }                                                                                                                \
-        if (columns == LMK_LANES * VECTORS) {                                                                            \
-            LMK_UNROLL for (int i = 0; i < ROWS; i++) {                                                                  \
-                LMK_UNROLL for (int j = 0; j < VECTORS; j++) {                                                           \
-                    float *const to = c + i * c_stride + LMK_LANES * j;                                                  \
-                    store(to, accumulate ? load(to) + sum[i][j] : sum[i][j]);                                            \
-                }                                                                                                        \
-            }                                                                                                            \
+        if (columns == LMK_LANES * VECTORS && !accumulate) {                                                             \
+            STORE_TILE(ROWS, VECTORS, store(to, sum[i][j]))                                                              \
+        } else if (columns == LMK_LANES * VECTORS) {                                                                     \
+            STORE_TILE(ROWS, VECTORS, store(to, load(to) + sum[i][j]))                                                   \
         } else {                                                                                                         \
-            LMK_UNROLL for (int i = 0; i < ROWS; i++) {                                                                  \
-                LMK_UNROLL for (int j = 0; j < VECTORS; j++) {                                                           \
-                    const size_t from = LMK_LANES * (size_t)j;                                                           \
-                    const size_t count = columns <= from ? 0 : columns - from < LMK_LANES ? columns - from : LMK_LANES;  \
-                    float *const to = c + i * c_stride + from;                                                           \
-                    store_first(to, accumulate ? load_first(to, count) + sum[i][j] : sum[i][j], count);                  \
-                }                                                                                                        \
-            }                                                                                                            \
+            STORE_TILE(ROWS, VECTORS, store_part(to, sum[i][j], columns, LMK_LANES * (size_t)j, accumulate))             \
         }                                                                                                                \
     }
+
+#define DEFINE_TILE_PAIR(ROWS, VECTORS)                                                                                  \
+    DEFINE_TILE(tile_##ROWS##x##VECTORS, ROWS, VECTORS, 1, CONTIGUOUS_ROW)                                               \
+    DEFINE_TILE(tile_strided_##ROWS##x##VECTORS, ROWS, VECTORS, (ROWS + 2) / 3, STRIDED_ROW)
+#define TILE_PAIR(ROWS, VECTORS) {tile_##ROWS##x##VECTORS, tile_strided_##ROWS##x##VECTORS}
 
 #if TILE_ROWS == 14
 #define FOR_EACH_TILE_HEIGHT(DO)                                                                                         \
     DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7) DO(8) DO(9) DO(10) DO(11) DO(12) DO(13) DO(14)
-#define DEFINE_TILES(ROWS) DEFINE_TILE(ROWS, 1) DEFINE_TILE(ROWS, 2)
-#define TILE_ENTRY(ROWS) {tile_##ROWS##x1, tile_##ROWS##x2},
+#define DEFINE_TILES(ROWS) DEFINE_TILE_PAIR(ROWS, 1) DEFINE_TILE_PAIR(ROWS, 2)
+#define TILE_ENTRY(ROWS) {TILE_PAIR(ROWS, 1), TILE_PAIR(ROWS, 2)},
 #define TILE_COLUMNS 32
 #else
 #if TILE_ROWS == 6
@@ -72,67 +89,12 @@
 #else
 #define FOR_EACH_TILE_HEIGHT(DO) DO(1) DO(2) DO(3)
 #endif
-#define DEFINE_TILES(ROWS) DEFINE_TILE(ROWS, 1)
-#define TILE_ENTRY(ROWS) {tile_##ROWS##x1, 0},
+#define DEFINE_TILES(ROWS) DEFINE_TILE_PAIR(ROWS, 1)
+#define TILE_ENTRY(ROWS) {TILE_PAIR(ROWS, 1), {0, 0}},
 #define TILE_COLUMNS 16
 #endif
 
 FOR_EACH_TILE_HEIGHT(DEFINE_TILES)
-
-/// 16 steps of one lane from element `at` on; beyond `count` elements they are zero.
-LMK_INLINE f32x16 load_steps(const void *data, lmk_dtype dtype, size_t at, size_t count) {
-#if defined(LMK_TARGET_AVX512_BF16)
-    (void)dtype;
-    const uint16_t *const x = (const uint16_t *)data + at;
-    if (count >= 2 * LMK_LANES) return load((const float *)(const void *)x);
-    uint16_t pairs[2 * LMK_LANES] = {0};
-    for (size_t i = 0; i < count; i++) pairs[i] = x[i];
-    return load((const float *)(const void *)pairs);
-#else
-    if (dtype == LMK_FLOAT32) {
-        const float *const x = (const float *)data + at;
-        return count >= LMK_LANES ? load(x) : load_first(x, count);
-    }
-    const uint16_t *x = (const uint16_t *)data + at;
-    uint16_t lanes[LMK_LANES] = {0};
-    if (count < LMK_LANES) {
-        for (size_t i = 0; i < count; i++) lanes[i] = x[i];
-        x = lanes;
-    }
-    return dtype == LMK_BFLOAT16 ? load_bf16(x) : load_f16(x);
-#endif
-}
-
-/// Four lanes of 16 steps become 16 steps of four lanes at panel, panel + width, ...: two rounds of interleaving inside quarters,
-/// after which quarter q of vector s holds step 4 q + s.
-LMK_INLINE void store_transposed(float *panel, size_t width, const f32x16 x[4], size_t steps) {
-#define LOW(a, b) __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29)
-#define HIGH(a, b) __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31)
-#define LOW_PAIRS(a, b) __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29)
-#define HIGH_PAIRS(a, b) __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31)
-    const f32x16 low01 = LOW(x[0], x[1]), high01 = HIGH(x[0], x[1]);
-    const f32x16 low23 = LOW(x[2], x[3]), high23 = HIGH(x[2], x[3]);
-    const f32x16 y[4] = {LOW_PAIRS(low01, low23), HIGH_PAIRS(low01, low23), LOW_PAIRS(high01, high23),
-                         HIGH_PAIRS(high01, high23)};
-#undef LOW
-#undef HIGH
-#undef LOW_PAIRS
-#undef HIGH_PAIRS
-    if (steps >= LMK_LANES) {
-        LMK_UNROLL for (int s = 0; s < 4; s++) {
-            *(f32x4_unaligned *)(panel + (size_t)(0 + s) * width) = y[s].lo.lo;
-            *(f32x4_unaligned *)(panel + (size_t)(4 + s) * width) = y[s].lo.hi;
-            *(f32x4_unaligned *)(panel + (size_t)(8 + s) * width) = y[s].hi.lo;
-            *(f32x4_unaligned *)(panel + (size_t)(12 + s) * width) = y[s].hi.hi;
-        }
-        return;
-    }
-    float quarters[4][LMK_LANES];
-    LMK_UNROLL for (int s = 0; s < 4; s++) store(quarters[s], y[s]);
-    for (size_t k = 0; k < steps; k++) {
-        for (size_t i = 0; i < 4; i++) panel[k * width + i] = quarters[k % 4][k / 4 * 4 + i];
-    }
-}
 
 #if defined(LMK_TARGET_AVX512_BF16)
 #define ELEMENTS_PER_STEP 2
@@ -140,91 +102,201 @@ LMK_INLINE void store_transposed(float *panel, size_t width, const f32x16 x[4], 
 #define ELEMENTS_PER_STEP 1
 #endif
 
-/// The depth is contiguous: groups of four lanes are transposed.
-LMK_INLINE void pack_transposed(float *panel, size_t width, const lmk_operand *x, lmk_dtype dtype, size_t lane, size_t step,
-                                size_t steps) {
-    const size_t size = dtype == LMK_FLOAT32 ? 4 : 2;
-    const size_t present = x->lanes - lane;
-    for (size_t group = 0; group < width; group += 4) {
-        const char *source[4];
-        for (size_t i = 0; i < 4; i++) {
-            const size_t at = lane + (group + i < present ? group + i : 0);
-            source[i] = (const char *)x->data + size * x->stride * (x->index ? x->index[at] : at);
+LMK_INLINE size_t bytes_of(lmk_dtype dtype) { return dtype == LMK_FLOAT32 ? 4 : 2; }
+
+/// The first `count` of 16 elements of two bytes, the others zero.
+LMK_INLINE void load_first_halves(uint16_t to[LMK_LANES], const void *x, size_t count) {
+    for (size_t i = 0; i < LMK_LANES; i++) to[i] = i < count ? ((const uint16_t *)x)[i] : 0;
+}
+
+/// 16 elements as float32, or those below `count` and zero.
+LMK_INLINE f32x16 load_elements(const void *x, lmk_dtype dtype, size_t count) {
+    if (dtype == LMK_FLOAT32) return count >= LMK_LANES ? load(x) : load_first(x, count);
+    uint16_t lanes[LMK_LANES];
+    if (count < LMK_LANES) {
+        load_first_halves(lanes, x, count);
+        x = lanes;
+    }
+    return dtype == LMK_BFLOAT16 ? load_bf16(x) : load_f16(x);
+}
+
+/// 16 steps of one lane; elements beyond `count` are zero.
+LMK_INLINE f32x16 load_steps(const void *x, lmk_dtype dtype, size_t count) {
+#if defined(LMK_TARGET_AVX512_BF16)
+    (void)dtype;
+    if (count >= 2 * LMK_LANES) return load((const float *)x);
+    uint16_t pairs[2 * LMK_LANES];
+    load_first_halves(pairs, x, count);
+    load_first_halves(pairs + LMK_LANES, (const uint16_t *)x + LMK_LANES, count > LMK_LANES ? count - LMK_LANES : 0);
+    return load((const float *)(const void *)pairs);
+#else
+    return load_elements(x, dtype, count);
+#endif
+}
+
+/// Four lanes of 16 steps, transposed inside quarters: quarter q of y[s] holds step 4 q + s of the four lanes.
+LMK_INLINE void transpose_quarters(const f32x16 x[4], f32x16 y[4]) {
+#define LOW(a, b) __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29)
+#define HIGH(a, b) __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31)
+#define LOW_PAIRS(a, b) __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29)
+#define HIGH_PAIRS(a, b) __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31)
+    const f32x16 low01 = LOW(x[0], x[1]), high01 = HIGH(x[0], x[1]);
+    const f32x16 low23 = LOW(x[2], x[3]), high23 = HIGH(x[2], x[3]);
+    y[0] = LOW_PAIRS(low01, low23);
+    y[1] = HIGH_PAIRS(low01, low23);
+    y[2] = LOW_PAIRS(high01, high23);
+    y[3] = HIGH_PAIRS(high01, high23);
+#undef LOW
+#undef HIGH
+#undef LOW_PAIRS
+#undef HIGH_PAIRS
+}
+
+/// 16 steps of ROW_PANEL lanes of a, or of 16 lanes of b, in the panel's order; `lanes` is 4, 8 or 16.
+LMK_INLINE void transpose_lanes(const f32x16 *x, int lanes, float *to, size_t width) {
+    f32x16 y[4][4];
+    LMK_UNROLL for (int group = 0; group < lanes / 4; group++) transpose_quarters(x + 4 * group, y[group]);
+    LMK_UNROLL for (int s = 0; s < 4; s++) {
+        if (lanes == 4) {
+            *(f32x4_unaligned *)(to + (size_t)(0 + s) * width) = y[0][s].lo.lo;
+            *(f32x4_unaligned *)(to + (size_t)(4 + s) * width) = y[0][s].lo.hi;
+            *(f32x4_unaligned *)(to + (size_t)(8 + s) * width) = y[0][s].hi.lo;
+            *(f32x4_unaligned *)(to + (size_t)(12 + s) * width) = y[0][s].hi.hi;
+            continue;
         }
-        for (size_t k = 0; k < steps; k += LMK_LANES) {
-            const size_t at = (step + k) * ELEMENTS_PER_STEP;
-            f32x16 rows[4];
-            LMK_UNROLL for (size_t i = 0; i < 4; i++) {
-                rows[i] = group + i < present ? load_steps(source[i], dtype, at, x->depth - at) : splat(0);
+#define QUARTERS(a, b, i, j, k, l)                                                                                       \
+    __builtin_shufflevector(a, b, 4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3, 4 * j, 4 * j + 1, 4 * j + 2, 4 * j + 3, 4 * k,  \
+                            4 * k + 1, 4 * k + 2, 4 * k + 3, 4 * l, 4 * l + 1, 4 * l + 2, 4 * l + 3)
+        if (lanes == 8) {
+            const f32x16 first = QUARTERS(y[0][s], y[1][s], 0, 4, 1, 5), second = QUARTERS(y[0][s], y[1][s], 2, 6, 3, 7);
+            *(f32x8_unaligned *)(to + (size_t)(0 + s) * width) = first.lo;
+            *(f32x8_unaligned *)(to + (size_t)(4 + s) * width) = first.hi;
+            *(f32x8_unaligned *)(to + (size_t)(8 + s) * width) = second.lo;
+            *(f32x8_unaligned *)(to + (size_t)(12 + s) * width) = second.hi;
+            continue;
+        }
+        const f32x16 a = QUARTERS(y[0][s], y[1][s], 0, 1, 4, 5), b = QUARTERS(y[2][s], y[3][s], 0, 1, 4, 5);
+        const f32x16 c = QUARTERS(y[0][s], y[1][s], 2, 3, 6, 7), d = QUARTERS(y[2][s], y[3][s], 2, 3, 6, 7);
+        store(to + (size_t)(0 + s) * width, QUARTERS(a, b, 0, 2, 4, 6));
+        store(to + (size_t)(4 + s) * width, QUARTERS(a, b, 1, 3, 5, 7));
+        store(to + (size_t)(8 + s) * width, QUARTERS(c, d, 0, 2, 4, 6));
+        store(to + (size_t)(12 + s) * width, QUARTERS(c, d, 1, 3, 5, 7));
+#undef QUARTERS
+    }
+}
+
+/// The depth is contiguous: 16 steps of `lanes` lanes from `lane` on are transposed at a time.
+LMK_INLINE void pack_transposed(float *panel, size_t width, int lanes, const lmk_operand *x, lmk_dtype dtype, size_t lane,
+                                size_t step, size_t steps) {
+    const size_t bytes = bytes_of(dtype), depth = x->depth, present = lane < x->lanes ? x->lanes - lane : 0;
+    const char *source[LMK_LANES];
+    for (int i = 0; i < lanes; i++) {
+        // An absent lane repeats the first one; nobody keeps what is computed from it.
+        const size_t at = (size_t)i < present ? lane + (size_t)i : x->lanes - 1;
+        source[i] = (const char *)x->data + bytes * x->stride * (x->index ? x->index[at] : at);
+    }
+    for (size_t k = 0; k < steps; k += LMK_LANES) {
+        const size_t at = (step + k) * ELEMENTS_PER_STEP, count = depth - at;
+        f32x16 rows[LMK_LANES];
+        if (count >= LMK_LANES * ELEMENTS_PER_STEP && steps - k >= LMK_LANES) {
+            LMK_UNROLL for (int i = 0; i < lanes; i++) {
+                rows[i] = load_steps(source[i] + bytes * at, dtype, LMK_LANES * ELEMENTS_PER_STEP);
             }
-            store_transposed(panel + k * width + group, width, rows, steps - k);
+            transpose_lanes(rows, lanes, panel + k * width, width);
+            continue;
+        }
+        _Alignas(64) float last[LMK_LANES][LMK_LANES];
+        for (int i = 0; i < lanes; i++) rows[i] = load_steps(source[i] + bytes * at, dtype, count);
+        transpose_lanes(rows, lanes, last[0], LMK_LANES);
+        for (size_t s = 0; s < steps - k && s < LMK_LANES; s++) {
+            for (int i = 0; i < lanes; i++) panel[(k + s) * width + (size_t)i] = last[s][i];
         }
     }
 }
 
+/// 16 lanes of one step, from the row that holds them (and the next, for pairs of bfloat16); zero from `count` on.
+LMK_INLINE f32x16 load_lanes(const char *row, const char *next, lmk_dtype dtype, size_t count) {
 #if defined(LMK_TARGET_AVX512_BF16)
-LMK_INLINE f32x16 load_bf16_first(const void *data, size_t count) {
+    (void)dtype;
     const __mmask16 mask = (__mmask16)(count >= LMK_LANES ? 0xffffu : (1u << count) - 1u);
-    const __m256i x = _mm256_maskz_loadu_epi16(mask, data);
-    return (f32x16)_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16);
-}
-#endif
-
-/// `count` lanes of one step, from element (step, lane) on; zero beyond.
-LMK_INLINE f32x16 load_lanes(const lmk_operand *x, lmk_dtype dtype, size_t step, size_t lane, size_t count) {
-    const size_t size = dtype == LMK_FLOAT32 ? 4 : 2, at = step * ELEMENTS_PER_STEP;
-    const char *const row = (const char *)x->data + size * (x->stride * (x->index ? x->index[at] : at) + lane);
-#if defined(LMK_TARGET_AVX512_BF16)
-    // Two rows interleaved.
-    const u32x16 first = bits_of(load_bf16_first(row, count)) >> 16;
-    if (at + 1 >= x->depth) return floats_of(first);
-    const char *const next = (const char *)x->data + size * (x->stride * (x->index ? x->index[at + 1] : at + 1) + lane);
-    return floats_of(first | bits_of(load_bf16_first(next, count)));
+    const u32x16 first = (u32x16)_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, row));
+    if (!next) return floats_of(first);
+    const u32x16 second = (u32x16)_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, next));
+    return floats_of(first | second << 16);
 #else
-    return load_steps(row, dtype, 0, count);
+    (void)next;
+    return load_elements(row, dtype, count);
 #endif
 }
 
 /// The lanes are contiguous: rows of them are copied.
-LMK_INLINE void pack_copied(float *to, size_t width, const lmk_operand *x, lmk_dtype dtype, const size_t *lanes, size_t panels,
-                            size_t step, size_t steps) {
+LMK_INLINE void pack_copied(float *to, size_t width, const lmk_operand *operand, lmk_dtype dtype, const size_t *lanes,
+                            size_t panels, size_t step, size_t steps) {
+    // Copies on the stack: stores to the panel could otherwise change them, for all the compiler knows.
+    const lmk_operand x = *operand;
+    size_t offset[LMK_PACK_GROUP], present[LMK_PACK_GROUP];
+    for (size_t panel = 0; panel < panels; panel++) {
+        offset[panel] = bytes_of(dtype) * lanes[panel];
+        present[panel] = x.lanes - lanes[panel];
+    }
+    const size_t row_bytes = bytes_of(dtype) * x.stride;
     for (size_t k = 0; k < steps; k++) {
+        const size_t at = (step + k) * ELEMENTS_PER_STEP;
+        const char *const row = (const char *)x.data + row_bytes * (x.index ? x.index[at] : at);
+        const char *next = 0;
+        if (ELEMENTS_PER_STEP == 2 && at + 1 < x.depth) {
+            next = (const char *)x.data + row_bytes * (x.index ? x.index[at + 1] : at + 1);
+        }
         for (size_t panel = 0; panel < panels; panel++) {
-            float *const row = to + (panel * steps + k) * width;
-            const size_t present = x->lanes - lanes[panel];
-            if (width < LMK_LANES) {
-                // Panels of 8 or 4 lanes are those of a on narrower instruction sets.
-                const f32x16 values = load_lanes(x, dtype, step + k, lanes[panel], present);
-                *(f32x4_unaligned *)row = values.lo.lo;
-                if (width == 8) *(f32x4_unaligned *)(row + 4) = values.lo.hi;
-                continue;
+            float *const put = to + (panel * steps + k) * width;
+            const char *const lane = row + offset[panel], *const next_lane = next ? next + offset[panel] : 0;
+            const f32x16 values = load_lanes(lane, next_lane, dtype, present[panel]);
+            if (width == 4) {
+                *(f32x4_unaligned *)put = values.lo.lo;
+            } else if (width == 8) {
+                *(f32x8_unaligned *)put = values.lo;
+            } else {
+                store(put, values);
             }
-            for (size_t i = 0; i < width; i += LMK_LANES) {
-                store(row + i, i < present ? load_lanes(x, dtype, step + k, lanes[panel] + i, present - i) : splat(0));
-            }
+            if (width <= LMK_LANES) continue;
+            const size_t more = present[panel] > LMK_LANES ? present[panel] - LMK_LANES : 0;
+            const size_t skip = bytes_of(dtype) * LMK_LANES;
+            store(put + LMK_LANES,
+                  more == 0 ? splat(0) : load_lanes(lane + skip, next ? next_lane + skip : 0, dtype, more));
+        }
+    }
+}
+
+LMK_INLINE void pack_as(float *to, size_t width, const lmk_operand *x, lmk_dtype dtype, const size_t *lanes, size_t panels,
+                        size_t step, size_t steps) {
+    if (!x->depth_contiguous) {
+        pack_copied(to, width, x, dtype, lanes, panels, step, steps);
+        return;
+    }
+    const int group = width < LMK_LANES ? (int)width : LMK_LANES;
+    for (size_t i = 0; i < panels; i++) {
+        for (size_t j = 0; j < width; j += LMK_LANES) {
+            pack_transposed(to + i * width * steps + j, width, group, x, dtype, lanes[i] + j, step, steps);
         }
     }
 }
 
 static void pack_panels(void *to, size_t width, const lmk_operand *x, const size_t *lanes, size_t panels, size_t step,
                         size_t steps) {
-    switch (x->dtype) {
+    // Constant widths and types: the loops inside are then without tests.
 #define PACK(DTYPE)                                                                                                      \
     case DTYPE:                                                                                                          \
-        if (!x->depth_contiguous) {                                                                                      \
-            pack_copied(to, width, x, DTYPE, lanes, panels, step, steps);                                                \
-        } else {                                                                                                         \
-            for (size_t i = 0; i < panels; i++) {                                                                        \
-                pack_transposed((float *)to + i * width * steps, width, x, DTYPE, lanes[i], step, steps);                \
-            }                                                                                                            \
-        }                                                                                                                \
+        if (width == ROW_PANEL) pack_as(to, ROW_PANEL, x, DTYPE, lanes, panels, step, steps);                            \
+        else if (width == LMK_LANES) pack_as(to, LMK_LANES, x, DTYPE, lanes, panels, step, steps);                       \
+        else pack_as(to, 2 * LMK_LANES, x, DTYPE, lanes, panels, step, steps);                                           \
         break;
+    switch (x->dtype) {
 #if !defined(LMK_TARGET_AVX512_BF16)
         PACK(LMK_FLOAT32)
         PACK(LMK_FLOAT16)
 #endif
         PACK(LMK_BFLOAT16)
-#undef PACK
     default: break;
     }
+#undef PACK
 }

@@ -173,10 +173,10 @@ extension Machine {
         }
         // The first run also wakes threads and fills caches.
         var repeats = 1
-        while time(repeats) < 0.002 { repeats *= 4 }
-        let target = 0.01
+        while time(repeats) < 0.001 { repeats *= 4 }
+        let target = 0.004
         repeats = max(1, Int(Double(repeats) * target / time(repeats)))
-        let best = (0..<5).map { _ in time(repeats) }.min()!
+        let best = (0..<12).map { _ in time(repeats) }.min()!
         return Double(repeats) / best
     }
 

@@ -11,11 +11,24 @@ func withPointer<Element: BitwiseCopyable, Result>(
     }
 }
 
+/// Leaves nil behind: spans that may be missing cannot be borrowed for writing.
 func withMutablePointer<Element: BitwiseCopyable, Result>(
-    _ span: consuming MutableSpan<Element>?, _ body: (UnsafeMutablePointer<Element>?) -> Result
+    _ span: inout MutableSpan<Element>?, _ body: (UnsafeMutablePointer<Element>?) -> Result
 ) -> Result {
-    guard var span else { return body(nil) }
+    guard var span = span.take() else { return body(nil) }
     return unsafe span.withUnsafeMutableBufferPointer { buffer in
+        unsafe body(buffer.baseAddress ?? UnsafeMutablePointer(mutating: placeholder()))
+    }
+}
+
+/// The same for an array that may be missing.
+func withElements<Element: BitwiseCopyable, Result>(
+    of array: inout [Element]?, _ body: (UnsafeMutablePointer<Element>?) -> Result
+) -> Result {
+    // Taken out, so that writing finds one owner and does not copy.
+    guard var elements = array.take() else { return body(nil) }
+    defer { array = elements }
+    return unsafe elements.withUnsafeMutableBufferPointer { buffer in
         unsafe body(buffer.baseAddress ?? UnsafeMutablePointer(mutating: placeholder()))
     }
 }

@@ -27,21 +27,14 @@ extension CrossEntropy {
         try checkInputs(
             shape, hidden: hidden.count, classifier: classifier.count, bias: bias?.count,
             classWeights: classWeights?.count, targets: targets.count)
-        var result = Result(rows: shape.rows, outputs: outputs)
-        var summary = lmk_cross_entropy_summary()
-        try unsafe check { error in
+        return try unsafe Result(rows: shape.rows, outputs: outputs) { arrays, summary, error in
             unsafe withInputs(problem, hidden, classifier, bias, classWeights, targets) { problem in
-                unsafe result.withOutputs(outputs) { arrays in
-                    let needed = unsafe lmk_cross_entropy_workspace_size(problem, nil)
-                    return unsafe workspace.withMemory(byteCount: needed) { memory, size in
-                        unsafe lmk_cross_entropy_forward(
-                            problem, arrays, &summary, memory, size, error)
-                    }
+                let needed = unsafe lmk_cross_entropy_workspace_size(problem, nil)
+                return unsafe workspace.withMemory(byteCount: needed) { memory, size in
+                    unsafe lmk_cross_entropy_forward(problem, arrays, summary, memory, size, error)
                 }
             }
         }
-        result.take(summary, outputs: outputs)
-        return result
     }
 
     /// Losses and gradients in one call: 6 N V D operations for both gradients in panel mode, 8 in
@@ -97,26 +90,20 @@ extension CrossEntropy {
             entropyGradients: entropyGradients?.count, hidden: hiddenGradient?.count,
             hiddenStride: hiddenGradientStride, classifier: classifierGradient?.count,
             classifierStride: classifierGradientStride, bias: biasGradient?.count)
-        var result = Result(rows: shape.rows, outputs: outputs)
-        var summary = lmk_cross_entropy_summary()
-        try unsafe check { error in
+        return try unsafe Result(rows: shape.rows, outputs: outputs) { arrays, summary, error in
             unsafe withInputs(problem, hidden, classifier, bias, classWeights, targets) { problem in
                 unsafe withGradients(
-                    gradients, lossGradients, logSumExpGradients, entropyGradients, hiddenGradient,
-                    classifierGradient, biasGradient
+                    gradients, lossGradients, logSumExpGradients, entropyGradients, &hiddenGradient,
+                    &classifierGradient, &biasGradient
                 ) { gradients in
-                    unsafe result.withOutputs(outputs) { arrays in
-                        let needed = unsafe lmk_cross_entropy_workspace_size(problem, gradients)
-                        return unsafe workspace.withMemory(byteCount: needed) { memory, size in
-                            unsafe lmk_cross_entropy_forward_backward(
-                                problem, arrays, gradients, &summary, memory, size, error)
-                        }
+                    let needed = unsafe lmk_cross_entropy_workspace_size(problem, gradients)
+                    return unsafe workspace.withMemory(byteCount: needed) { memory, size in
+                        unsafe lmk_cross_entropy_forward_backward(
+                            problem, arrays, gradients, summary, memory, size, error)
                     }
                 }
             }
         }
-        result.take(summary, outputs: outputs)
-        return result
     }
 
     /// Gradients from the row states that `forward` left for the same inputs and options: recompute
@@ -156,12 +143,11 @@ extension CrossEntropy {
             entropyGradients: entropyGradients?.count, hidden: hiddenGradient?.count,
             hiddenStride: hiddenGradientStride, classifier: classifierGradient?.count,
             classifierStride: classifierGradientStride, bias: biasGradient?.count)
-        var summary = lmk_cross_entropy_summary()
-        try unsafe check { error in
+        return try unsafe Result(rows: 0, outputs: []) { _, summary, error in
             unsafe withInputs(problem, hidden, classifier, bias, classWeights, targets) { problem in
                 unsafe withGradients(
-                    gradients, lossGradients, logSumExpGradients, entropyGradients, hiddenGradient,
-                    classifierGradient, biasGradient
+                    gradients, lossGradients, logSumExpGradients, entropyGradients, &hiddenGradient,
+                    &classifierGradient, &biasGradient
                 ) { gradients in
                     unsafe withPointer(rowStates) { states in
                         unsafe withPointer(entropy) { entropy in
@@ -171,16 +157,13 @@ extension CrossEntropy {
                                     problem,
                                     UnsafeRawPointer(states)?.assumingMemoryBound(
                                         to: lmk_cross_entropy_row.self),
-                                    entropy, gradients, &summary, memory, size, error)
+                                    entropy, gradients, summary, memory, size, error)
                             }
                         }
                     }
                 }
             }
         }
-        var result = Result()
-        result.take(summary, outputs: [])
-        return result
     }
 
     /// Bytes of workspace that calls with these arguments take at most, to give to
@@ -329,17 +312,17 @@ extension CrossEntropy {
     private static func withGradients(
         _ gradients: lmk_cross_entropy_gradients, _ lossGradients: Span<Float>?,
         _ logSumExpGradients: Span<Float>?, _ entropyGradients: Span<Float>?,
-        _ hidden: consuming MutableSpan<Float>?, _ classifier: consuming MutableSpan<Float>?,
-        _ bias: consuming MutableSpan<Float>?,
+        _ hidden: inout MutableSpan<Float>?, _ classifier: inout MutableSpan<Float>?,
+        _ bias: inout MutableSpan<Float>?,
         _ body: (UnsafePointer<lmk_cross_entropy_gradients>) -> lmk_status
     ) -> lmk_status {
         var gradients = unsafe gradients
         return unsafe withPointer(lossGradients) { lossGradients in
             unsafe withPointer(logSumExpGradients) { logSumExpGradients in
                 unsafe withPointer(entropyGradients) { entropyGradients in
-                    unsafe withMutablePointer(hidden) { hidden in
-                        unsafe withMutablePointer(classifier) { classifier in
-                            unsafe withMutablePointer(bias) { bias in
+                    unsafe withMutablePointer(&hidden) { hidden in
+                        unsafe withMutablePointer(&classifier) { classifier in
+                            unsafe withMutablePointer(&bias) { bias in
                                 unsafe gradients.loss_gradients = lossGradients
                                 unsafe gradients.log_sum_exp_gradients = logSumExpGradients
                                 unsafe gradients.entropy_gradients = entropyGradients
@@ -359,54 +342,56 @@ extension CrossEntropy {
 // MARK: - Results
 
 extension CrossEntropy.Result {
-    /// Room for what was asked for.
-    fileprivate init(rows: Int, outputs: CrossEntropy.Outputs) {
-        func array<Element>(_ output: CrossEntropy.Outputs, of element: Element) -> [Element] {
-            outputs.contains(output) ? Array(repeating: element, count: rows) : []
+    /// Makes the arrays that are asked for, runs `call` on them and takes in what it leaves.
+    fileprivate init(
+        rows: Int, outputs: CrossEntropy.Outputs,
+        _ call: (
+            UnsafePointer<lmk_cross_entropy_outputs>,
+            UnsafeMutablePointer<lmk_cross_entropy_summary>, UnsafeMutablePointer<lmk_error>
+        ) -> lmk_status
+    ) throws(KernelError) {
+        func array<Element>(_ output: CrossEntropy.Outputs, of element: Element) -> [Element]? {
+            outputs.contains(output) ? Array(repeating: element, count: rows) : nil
         }
-        losses = array(.loss, of: 0)
-        logSumExp = array(.logSumExp, of: 0)
-        entropy = array(.entropy, of: 0)
-        predicted = array(.predicted, of: 0)
-        targetLogit = array(.targetLogit, of: 0)
-        rowStates = array(.rowStates, of: .init(max: 0, sum: 0, targetLoss: 0))
-    }
-
-    /// Calls `body` with the arrays that were asked for.
-    fileprivate mutating func withOutputs(
-        _ outputs: CrossEntropy.Outputs,
-        _ body: (UnsafePointer<lmk_cross_entropy_outputs>) -> lmk_status
-    ) -> lmk_status {
-        var arrays = unsafe lmk_cross_entropy_outputs()
-        func asked<Element>(
-            _ output: CrossEntropy.Outputs, _ pointer: UnsafeMutablePointer<Element>?
-        ) -> UnsafeMutablePointer<Element>? {
-            unsafe outputs.contains(output) ? pointer : nil
-        }
-        return unsafe withMutablePointer(losses.mutableSpan) { losses in
-            unsafe withMutablePointer(logSumExp.mutableSpan) { logSumExp in
-                unsafe withMutablePointer(entropy.mutableSpan) { entropy in
-                    unsafe withMutablePointer(predicted.mutableSpan) { predicted in
-                        unsafe withMutablePointer(targetLogit.mutableSpan) { targetLogit in
-                            unsafe withMutablePointer(rowStates.mutableSpan) { rowStates in
-                                unsafe arrays.loss = asked(.loss, losses)
-                                unsafe arrays.log_sum_exp = asked(.logSumExp, logSumExp)
-                                unsafe arrays.entropy = asked(.entropy, entropy)
-                                // Int has 64 bits wherever the package is supported.
-                                unsafe arrays.predicted = UnsafeMutableRawPointer(
-                                    asked(.predicted, predicted)
-                                )?.assumingMemoryBound(to: Int64.self)
-                                unsafe arrays.target_logit = asked(.targetLogit, targetLogit)
-                                unsafe arrays.row_states = UnsafeMutableRawPointer(
-                                    asked(.rowStates, rowStates)
-                                )?.assumingMemoryBound(to: lmk_cross_entropy_row.self)
-                                return unsafe body(&arrays)
+        var losses: [Float]? = array(.loss, of: 0)
+        var logSumExp: [Float]? = array(.logSumExp, of: 0)
+        var entropy: [Float]? = array(.entropy, of: 0)
+        var predicted: [Int]? = array(.predicted, of: 0)
+        var targetLogit: [Float]? = array(.targetLogit, of: 0)
+        var rowStates = array(.rowStates, of: CrossEntropy.RowState(max: 0, sum: 0, targetLoss: 0))
+        var summary = lmk_cross_entropy_summary()
+        try unsafe check { error in
+            unsafe withElements(of: &losses) { losses in
+                unsafe withElements(of: &logSumExp) { logSumExp in
+                    unsafe withElements(of: &entropy) { entropy in
+                        unsafe withElements(of: &predicted) { predicted in
+                            unsafe withElements(of: &targetLogit) { targetLogit in
+                                unsafe withElements(of: &rowStates) { rowStates in
+                                    var arrays = unsafe lmk_cross_entropy_outputs()
+                                    unsafe arrays.loss = losses
+                                    unsafe arrays.log_sum_exp = logSumExp
+                                    unsafe arrays.entropy = entropy
+                                    // Int has 64 bits wherever the kernels run.
+                                    unsafe arrays.predicted = UnsafeMutableRawPointer(predicted)?
+                                        .assumingMemoryBound(to: Int64.self)
+                                    unsafe arrays.target_logit = targetLogit
+                                    unsafe arrays.row_states = UnsafeMutableRawPointer(rowStates)?
+                                        .assumingMemoryBound(to: lmk_cross_entropy_row.self)
+                                    return unsafe call(&arrays, &summary, error)
+                                }
                             }
                         }
                     }
                 }
             }
         }
+        self.losses = losses ?? []
+        self.logSumExp = logSumExp ?? []
+        self.entropy = entropy ?? []
+        self.predicted = predicted ?? []
+        self.targetLogit = targetLogit ?? []
+        self.rowStates = rowStates ?? []
+        take(summary, outputs: outputs)
     }
 
     fileprivate mutating func take(

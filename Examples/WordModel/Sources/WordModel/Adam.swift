@@ -3,8 +3,8 @@ import Foundation
 /// Adam (Kingma and Ba, 2015) with decoupled weight decay (Loshchilov and Hutter, 2019).
 struct Adam {
     var decay: Float
-    private let meanRate: Float = 0.9
-    private let squareRate: Float = 0.999
+    private static let meanRate: Float = 0.9
+    private static let squareRate: Float = 0.999
     private var mean: Parameters
     private var square: Parameters
     private var steps = 0
@@ -17,13 +17,13 @@ struct Adam {
 
     mutating func update(_ parameters: inout Parameters, gradient: Parameters, rate: Float) {
         steps += 1
-        let meanCorrection = 1 - pow(meanRate, Float(steps))
-        let squareCorrection = 1 - pow(squareRate, Float(steps))
+        let meanCorrection = 1 - pow(Self.meanRate, Float(steps))
+        let squareCorrection = 1 - pow(Self.squareRate, Float(steps))
         let step = rate / meanCorrection * squareCorrection.squareRoot()
         for tensor in Parameters.tensors {
             // The bias knows how frequent a word is: that is not to be forgotten.
             let keep = tensor == \.outputBias ? 1 : 1 - rate * decay
-            update(
+            Self.update(
                 &parameters[keyPath: tensor], gradient[keyPath: tensor],
                 &mean[keyPath: tensor], &square[keyPath: tensor], step: step, keep: keep)
         }
@@ -31,7 +31,7 @@ struct Adam {
 
     /// Unsafe buffers, because a loop without bounds checks is vectorised: the embedding alone has
     /// more than half a million entries, all of which change in every step.
-    private func update(
+    private static func update(
         _ weights: inout [Float], _ gradient: [Float], _ mean: inout [Float],
         _ square: inout [Float], step: Float, keep: Float
     ) {

@@ -6,6 +6,9 @@ struct ModelShape {
     /// Numbers for a word.
     var embedding = 128
     var hidden = 256
+
+    /// Numbers for a context.
+    var inputs: Int { context * embedding }
 }
 
 /// What the model learns. Gradients and Adam's averages have the same form.
@@ -27,7 +30,7 @@ struct Parameters {
 
     init(zeros shape: ModelShape) {
         embedding = Array(repeating: 0, count: shape.vocabulary * shape.embedding)
-        mixing = Array(repeating: 0, count: shape.hidden * shape.context * shape.embedding)
+        mixing = Array(repeating: 0, count: shape.hidden * shape.inputs)
         mixingBias = Array(repeating: 0, count: shape.hidden)
         projection = Array(repeating: 0, count: shape.embedding * shape.hidden)
         outputBias = Array(repeating: 0, count: shape.vocabulary)
@@ -38,9 +41,8 @@ struct Parameters {
         random shape: ModelShape, logFrequencies: [Float], using generator: inout SplitMix64
     ) {
         self.init(zeros: shape)
-        let inputs = Float(shape.context * shape.embedding)
         embedding = generator.uniform(embedding.count, bound: 0.1)
-        mixing = generator.uniform(mixing.count, bound: (3 / inputs).squareRoot())
+        mixing = generator.uniform(mixing.count, bound: (3 / Float(shape.inputs)).squareRoot())
         projection = generator.uniform(
             projection.count, bound: (3 / Float(shape.hidden)).squareRoot())
         outputBias = logFrequencies

@@ -1,0 +1,77 @@
+import LMKernels
+import LMKernelsReference
+import Testing
+
+// Both modules have a namespace for each family; by itself a name means the kernels.
+typealias Matmul = LMKernels.Matmul
+typealias CrossEntropy = LMKernels.CrossEntropy
+typealias ReferenceMatmul = LMKernelsReference.Matmul
+typealias ReferenceCrossEntropy = LMKernelsReference.CrossEntropy
+
+/// Every test that runs a kernel. The instruction set in use is global, so these tests run one
+/// after the other.
+@Suite(.serialized)
+enum KernelSuite {}
+
+/// Runs `body` with every instruction set that this machine has.
+func withEachInstructionSet(
+    _ sets: [InstructionSet] = InstructionSet.allCases, _ body: (InstructionSet) throws -> Void
+) rethrows {
+    let before = InstructionSet.current
+    defer { InstructionSet.use(before) }
+    for set in sets where InstructionSet.use(set) { try body(set) }
+}
+
+/// Instruction sets with fused multiply-add, which agree on every bit of a float32 result.
+let fusedSets: [InstructionSet] = [.avx2, .avx512, .avx512bf16, .neon]
+
+/// Sizes around the edges of vectors, register tiles and blocks.
+let edgeSizes = [0, 1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 255, 256, 257, 300]
+
+/// SplitMix64: the same numbers on every run.
+struct SeededGenerator: RandomNumberGenerator {
+    private var state: UInt64
+
+    init(seed: UInt64) { state = seed }
+
+    mutating func next() -> UInt64 {
+        state &+= 0x9e37_79b9_7f4a_7c15
+        var z = state
+        z = (z ^ (z >> 30)) &* 0xbf58_476d_1ce4_e5b9
+        z = (z ^ (z >> 27)) &* 0x94d0_49bb_1331_11eb
+        return z ^ (z >> 31)
+    }
+}
+
+/// A storage type that tests can make and read.
+protocol TestElement: StorageElement {
+    init(_ value: Float)
+    var double: Double { get }
+}
+
+extension Float: TestElement {
+    var double: Double { Double(self) }
+}
+
+extension BFloat16: TestElement {
+    var double: Double { Double(Float(self)) }
+}
+
+extension Float16: TestElement {
+    var double: Double { Double(self) }
+}
+
+/// Part of an array to write to.
+func withPart<Element>(
+    of array: inout [Element], _ range: Range<Int>,
+    _ body: (inout MutableSpan<Element>) throws -> Void
+) rethrows {
+    try unsafe array.withUnsafeMutableBufferPointer { buffer in
+        let part = buffer.extracting(range)
+        var span = unsafe part.mutableSpan
+        try body(&span)
+    }
+}
+
+/// Bits of each, to compare NaN and signs of zero as well.
+func bits(_ values: [Float]) -> [UInt32] { values.map(\.bitPattern) }
