@@ -199,13 +199,20 @@ static void run_shared_a(const tile_jobs *jobs, size_t first, size_t last, size_
     float *const c = p->c ? p->c + row * p->c_stride + column : scratch;
     const size_t c_stride = p->c ? p->c_stride : LMK_COLUMN_BLOCK;
     if (jobs->steps == 0 && !jobs->accumulate) clear(c, c_stride, row_end - row, columns);
+    // Few rows: one panel of b at a time, used while it is in L1. Many rows: all panels, so that a is read once from L2.
+    const int is_flat = last - first <= PANELS_IN_L2 && p->b.depth_contiguous;
+    const size_t pack_columns_by = is_flat ? kernels->columns : columns;
     for (size_t step = 0; step < jobs->steps; step += LMK_DEPTH_BLOCK) {
         const size_t steps = lmk_min(LMK_DEPTH_BLOCK, jobs->steps - step);
-        panel_run a = packed(shared_block(jobs, step) + block_bytes(first, kernels->row_panel, steps)), b = packed(local);
+        panel_run a = packed(shared_block(jobs, step) + block_bytes(first, kernels->row_panel, steps));
         if (is_a_in_place(kernels, &p->a)) a = in_place(kernels, &p->a, row, jobs->step + step);
-        if (is_b_in_place(kernels, &p->b)) b = in_place(kernels, &p->b, column, jobs->step + step);
-        else pack_columns(kernels, &p->b, column, columns, jobs->step + step, steps, local);
-        multiply(kernels, a, b, jobs->rows, first, last, columns, steps, c, c_stride, jobs->accumulate || step > 0);
+        for (size_t at = 0; at < columns; at += pack_columns_by) {
+            const size_t count = lmk_min(pack_columns_by, columns - at);
+            panel_run b = packed(local);
+            if (is_b_in_place(kernels, &p->b)) b = in_place(kernels, &p->b, column + at, jobs->step + step);
+            else pack_columns(kernels, &p->b, column + at, count, jobs->step + step, steps, local);
+            multiply(kernels, a, b, jobs->rows, first, last, count, steps, c + at, c_stride, jobs->accumulate || step > 0);
+        }
     }
     if (p->epilogue) p->epilogue(p->context, c, c_stride, row, row_end - row, column, columns);
 }

@@ -322,7 +322,9 @@ static void put_outputs(cross_entropy_call *call) {
         if (target < 0) continue;
         if (o->predicted && s->argmax[i] == target) call->correct++;
         const double lse = (double)m->log_sum_exp[i];
-        double loss = (1 - smoothing) * (double)weight_of(p, target) * (double)m->states[i].target_loss;
+        const double weight = (1 - smoothing) * (double)weight_of(p, target);
+        // Weight 0 takes a target out, even one that has probability 0.
+        double loss = weight > 0 ? weight * (double)m->states[i].target_loss : 0;
         if (smoothing > 0) {
             const double excess = call->class_weight * lse - (double)s->smoothing_sum[i];
             loss += smoothing / (double)p->vocabulary * excess;

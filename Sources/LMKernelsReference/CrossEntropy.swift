@@ -118,7 +118,7 @@ public enum CrossEntropy {
     /// How the losses of the rows become one number.
     public enum Reduction: Sendable, CaseIterable {
         /// (sum of crossEntropy) / (sum of w_y) + (sum of zPenalty) / (number of valid rows), over
-        /// the valid rows; 0 when there is none. Targets that all have weight 0 divide by 0.
+        /// the valid rows. A quotient whose divisor is 0 is 0.
         case mean
         /// The sum of the losses.
         case sum
@@ -178,7 +178,7 @@ public enum CrossEntropy {
         let crossEntropy = output.crossEntropy.reduce(0, +)
         let zPenalty = output.zPenalty.reduce(0, +)
         switch reduction {
-        case .mean: return crossEntropy / weight + zPenalty / Double(count)
+        case .mean: return (weight > 0 ? crossEntropy / weight : 0) + zPenalty / Double(count)
         case .sum: return crossEntropy + zPenalty
         }
     }
@@ -227,8 +227,8 @@ public enum CrossEntropy {
         var zPenaltyGradient = lossGradient
         if reduction == .mean {
             let (weight, count) = totals(problem)
-            crossEntropyGradient /= weight
-            zPenaltyGradient /= Double(count)
+            crossEntropyGradient = weight > 0 ? crossEntropyGradient / weight : 0
+            zPenaltyGradient = count > 0 ? zPenaltyGradient / Double(count) : 0
         }
         return backward(
             problem,

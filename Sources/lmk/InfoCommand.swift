@@ -75,7 +75,8 @@ struct MachineReport: Encodable {
             measureReading(threads)
             measureCopying(threads)
             if threads > 1 {
-                forkJoin.append(.init(threads: threads, seconds: Machine.forkJoinCost(threads: threads)))
+                forkJoin.append(
+                    .init(threads: threads, seconds: Machine.forkJoinCost(threads: threads)))
             }
         }
     }

@@ -1,9 +1,8 @@
 // Every float32 through the elementwise functions and the storage conversions.
 //
-//     swift build -c release            (or any build of CLMKCore)
 //     clang -O2 -std=c11 -pthread -ICSources/CLMKCore/include -ICSources/CLMKCore/internal \
 //         Tests/Exhaustive/elementwise.c CSources/CLMKCore/*.c CSources/CLMKCore/kernels/*.c -lomp5 -lm -o /tmp/elementwise
-//     /tmp/elementwise                  all functions, every bit pattern: about ten minutes on two cores
+//     /tmp/elementwise                  everything, every bit pattern: 177 s of processor time, on two threads
 //     /tmp/elementwise exp 1009         one function, every 1009th bit pattern
 //     LMK_ISA=avx2 /tmp/elementwise     with a smaller instruction set: generic, avx2, avx512, neon
 //
@@ -36,8 +35,12 @@ typedef struct function_case {
 } function_case;
 
 static const function_case functions[] = {
-    {"exp", LMK_EXP, exp, 1.0, 2.0},       {"log", LMK_LOG, log, 1.0, 2.0},    {"log1p", LMK_LOG1P, log1p, 2.0, 3.0},
-    {"expm1", LMK_EXPM1, expm1, 2.0, 3.0}, {"tanh", LMK_TANH, tanh, 2.0, 3.0}, {"sigmoid", LMK_SIGMOID, sigmoid, 2.0, 3.0},
+    {"exp", LMK_EXP, exp, 0.92, 1.19},
+    {"log", LMK_LOG, log, 0.92, 0.98},
+    {"log1p", LMK_LOG1P, log1p, 0.92, 1.00},
+    {"expm1", LMK_EXPM1, expm1, 1.24, 1.26},
+    {"tanh", LMK_TANH, tanh, 1.75, 1.81},
+    {"sigmoid", LMK_SIGMOID, sigmoid, 1.65, 1.99},
 };
 
 static float float_of(uint32_t bits) {

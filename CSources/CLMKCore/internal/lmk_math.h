@@ -1,8 +1,8 @@
 // exp and its relatives over 16 lanes. Included inside a region, after lmk_vec.h.
 //
-// Each expression can be contracted in one way only, so wherever there is fused multiply-add the results have the same bits, NaN
-// included. Errors are the largest over every float32, in units in the last place of the exact result: with fused multiply-add,
-// then without it (generic x86-64). Tests/Exhaustive/elementwise.c measures them. NaN gives NaN everywhere.
+// Each expression can be contracted in one way only, so wherever there is fused multiply-add the results have the same bits,
+// NaN included. Errors are the largest over every float32, in units in the last place of the exact result: with fused
+// multiply-add, then without it (generic x86-64). Tests/Exhaustive/elementwise.c measures them. NaN gives NaN everywhere.
 
 #define LOG2_E 0x1.715476p+0f
 // ln 2 in two parts. The first has 15 bits, so that its product with an exponent is exact, fused or not.
@@ -12,8 +12,8 @@
 // bits shifted left by 23 are the float 2^(n + bias - 127). Biases are even, so that ties round as they do without one.
 #define ROUNDER 12582912.0f
 
-/// scale * (e^r - 1 - r) / r^2 for |r| <= ln2 / 2, scale a power of two: degree 4, fitted for e^r - 1 to 0.23 * 2^-24. One degree
-/// less is 7.5 * 2^-24 off.
+/// scale * (e^r - 1 - r) / r^2 for |r| <= ln2 / 2, scale a power of two: degree 4, fitted for e^r - 1 to 0.23 * 2^-24. One
+/// degree less is 7.5 * 2^-24 off.
 LMK_INLINE f32x16 exp_tail(f32x16 r, float scale) {
     f32x16 p = splat(scale * 0x1.6b6c08p-10f);
     p = p * r + scale * 0x1.122664p-7f;
@@ -29,7 +29,7 @@ LMK_INLINE f32x16 exp_reduced(f32x16 r, float scale) {
 }
 
 /// Method: e^x = 2^n e^r with |r| <= ln2 / 2; the product with 2^n is rounded once, also where it is denormal.
-/// Error: 0.90 ulp, 1.17 ulp unfused. 13 instructions on AVX-512, 18 elsewhere.
+/// Error: 0.91 ulp, 1.19 ulp unfused. 13 instructions on AVX-512, 18 on AVX2.
 /// Range: all; infinity above 88.72, denormal below -87.34, zero below -103.97.
 LMK_INLINE f32x16 vexp(f32x16 x) {
     // Clamped so that n is in -150...128. The constant comes first in the comparison because that is how x86's maximum and
@@ -54,7 +54,7 @@ LMK_INLINE f32x16 vexp(f32x16 x) {
 }
 
 /// Method: vexp, to the bit; 2^(n + 65) is always a normal float here, and 2^-65 is in the coefficients.
-/// Error: 0.90 ulp, 1.17 ulp unfused. 13 instructions everywhere (vexp: 18 on AVX2 and NEON).
+/// Error: 0.91 ulp, 1.19 ulp unfused. 13 instructions on AVX-512 and AVX2.
 /// Range: x <= 43, -infinity and NaN included; above, the result is meaningless.
 LMK_INLINE f32x16 vexp_nonpositive(f32x16 x) {
     const f32x16 y = -104.0f > x ? splat(-104.0f) : x;
@@ -94,7 +94,7 @@ LMK_INLINE f32x16 vexpm1(f32x16 x) {
 }
 
 /// Method: h / (h + 1), h = (e^2|x| - 1) / 2, with the sign of x.
-/// Error: 1.71 ulp, 1.80 ulp unfused.
+/// Error: 1.75 ulp, 1.81 ulp unfused.
 /// Range: all; -0 and denormals are kept, 1 above 9.01.
 LMK_INLINE f32x16 vtanh(f32x16 x) {
     const u32x16 sign = bits_of(x) & 0x80000000u;
@@ -108,14 +108,14 @@ LMK_INLINE f32x16 vtanh(f32x16 x) {
 }
 
 /// Method: q = e / (1 + e), e = e^-|x|; 1 - q for x >= 0, e - e q, which is q with less error, for x < 0.
-/// Error: 1.66 ulp, 2.0 ulp unfused.
+/// Error: 1.65 ulp, 1.99 ulp unfused.
 /// Range: all; denormal below -87.34, zero below -103.97.
 LMK_INLINE f32x16 vsigmoid(f32x16 x) {
     const f32x16 e = vexp_nonpositive(floats_of(bits_of(x) | 0x80000000u));
-    const f32x16 quotient = e / (e + 1.0f);
-    // NaN must be in the addend: NEON's multiply-subtract changes its sign in the product.
-    const f32x16 factor = x >= 0.0f ? splat(1.0f) : e;
-    return factor - factor * quotient;
+    // -q, so that nothing is negated below: NEON's multiply-subtract would change the sign of a NaN.
+    const f32x16 quotient = e / (-1.0f - e);
+    const f32x16 factor = x < 0.0f ? e : splat(1.0f);
+    return factor * quotient + factor;
 }
 
 // Bits of 3/4, the least mantissa that stays with its exponent. From 3/4 to 3/2, the reduced argument of log1p is exact where
@@ -144,7 +144,7 @@ LMK_INLINE f32x16 log_reduced(f32x16 f, f32x16 e) {
 }
 
 /// Method: e ln2 + log(1 + f), -1/4 <= f < 1/2.
-/// Error: 0.88 ulp, 0.94 ulp unfused.
+/// Error: 0.92 ulp, 0.97 ulp unfused.
 /// Range: all, denormals included; log(+-0) = -infinity, log(x < 0) = NaN, log(infinity) = infinity.
 LMK_INLINE f32x16 vlog(f32x16 x) {
     const i32x16 is_denormal = x < 0x1p-126f;
@@ -159,7 +159,7 @@ LMK_INLINE f32x16 vlog(f32x16 x) {
 }
 
 /// Method: 1 + x only gives the exponent e; f = x 2^-e + (2^-e - 1), then as vlog.
-/// Error: 0.90 ulp, 0.96 ulp unfused.
+/// Error: 0.92 ulp, 1.00 ulp unfused.
 /// Range: all; -0 and denormals are kept, log1p(-1) = -infinity, log1p(x < -1) = NaN, log1p(infinity) = infinity.
 LMK_INLINE f32x16 vlog1p(f32x16 x) {
     const f32x16 u = x + 1.0f;

@@ -23,7 +23,7 @@ typedef enum LMK_CLOSED_ENUM lmk_reduction {
     /// They do not: a loss and an upstream gradient per row. The summary's loss is 0.
     LMK_REDUCTION_NONE = 0,
     /// The cross-entropy part over the sum of the targets' class weights, plus the z-loss part over the number of rows that are
-    /// not ignored. 0 when every row is ignored.
+    /// not ignored. A quotient whose divisor is 0 is 0: the mean of no rows.
     LMK_REDUCTION_MEAN = 1,
     LMK_REDUCTION_SUM = 2,
 } lmk_reduction;

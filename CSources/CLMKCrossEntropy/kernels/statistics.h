@@ -27,7 +27,8 @@ LMK_INLINE float smoothing_sum_of(const cross_entropy_block *block, const float 
         const size_t count = columns - k;
         const f32x16 weight = block->class_weights ? load_classes(block->class_weights, column + k, count) : splat(1);
         const i32x16 present = lane_numbers() < (int32_t)(count < LMK_LANES ? count : LMK_LANES);
-        sum = weight * choose(present, load(z + k), splat(0)) + sum;
+        // A class of weight 0 adds nothing, though its logit may be -inf.
+        sum = weight * choose(present & (weight != 0.0f), load(z + k), splat(0)) + sum;
     }
     return reduce_sum(sum);
 }

@@ -3,9 +3,12 @@ internal import CLMKCore
 /// Elementwise functions on float32, and conversions between storage types.
 ///
 /// Arrays have equal numbers of elements. All run on the calling thread, at a few operations for
-/// an element; results have the same bits with AVX2, AVX-512 and NEON.
+/// an element; results have the same bits with AVX2, AVX-512 and NEON. Errors are the largest over
+/// every float32, in units in the last place of the exact result.
 public enum Elementwise {
     /// y[i] = e^x[i], with denormal results. 0 for -inf, inf for inf.
+    ///
+    /// Error: 0.92 ulp, 1.19 ulp without fused multiply-add.
     ///
     /// - Throws: `KernelError.countMismatch` for `y`.
     public static func exp(
@@ -16,6 +19,8 @@ public enum Elementwise {
 
     /// y[i] = log x[i]. -inf for 0 and -0, NaN below.
     ///
+    /// Error: 0.92 ulp, 0.98 ulp without fused multiply-add.
+    ///
     /// - Throws: `KernelError.countMismatch` for `y`.
     public static func log(
         _ x: Span<Float>, into y: inout MutableSpan<Float>
@@ -24,6 +29,8 @@ public enum Elementwise {
     }
 
     /// y[i] = log(1 + x[i]), accurate near 0. -inf for -1, NaN below; 0 keeps its sign.
+    ///
+    /// Error: 0.92 ulp, 1.00 ulp without fused multiply-add.
     ///
     /// - Throws: `KernelError.countMismatch` for `y`.
     public static func log1p(
@@ -34,6 +41,8 @@ public enum Elementwise {
 
     /// y[i] = e^x[i] - 1, accurate near 0. -1 for -inf; 0 keeps its sign.
     ///
+    /// Error: 1.24 ulp, 1.26 ulp without fused multiply-add.
+    ///
     /// - Throws: `KernelError.countMismatch` for `y`.
     public static func expm1(
         _ x: Span<Float>, into y: inout MutableSpan<Float>
@@ -43,6 +52,8 @@ public enum Elementwise {
 
     /// y[i] = tanh x[i]. 0 keeps its sign.
     ///
+    /// Error: 1.75 ulp, 1.81 ulp without fused multiply-add.
+    ///
     /// - Throws: `KernelError.countMismatch` for `y`.
     public static func tanh(
         _ x: Span<Float>, into y: inout MutableSpan<Float>
@@ -51,6 +62,8 @@ public enum Elementwise {
     }
 
     /// y[i] = 1 / (1 + e^-x[i]), with denormal results. 0 for -inf, 1 for inf.
+    ///
+    /// Error: 1.65 ulp, 1.99 ulp without fused multiply-add.
     ///
     /// - Throws: `KernelError.countMismatch` for `y`.
     public static func sigmoid(

@@ -50,7 +50,8 @@ func check(_ call: (UnsafeMutablePointer<lmk_error>) -> lmk_status) throws(Kerne
 
 extension KernelError {
     init(_ error: lmk_error) {
-        let argument = unsafe error.argument.map { swiftNames(in: unsafe String(cString: $0)) } ?? ""
+        let argument =
+            unsafe error.argument.map { swiftNames(in: unsafe String(cString: $0)) } ?? ""
         let allowed = unsafe error.allowed.map { swiftNames(in: unsafe String(cString: $0)) }
         let expected = Int(unsafe error.expected)
         let actual = Int(unsafe error.actual)

@@ -24,7 +24,8 @@ public enum Machine {
             guard unsafe sysctlbyname("machdep.cpu.brand_string", &name, &size, nil, 0) == 0 else {
                 return ""
             }
-            return String(decoding: name.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) },
+            return String(
+                decoding: name.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) },
                 as: UTF8.self)
         #else
             // x86 has a name; Arm has numbers only.
@@ -69,9 +70,10 @@ public enum Machine {
         guard dtype != .LMK_FLOAT16, lmk_probe_arithmetic(dtype, 1) > 0 else { return nil }
         let threads = Threads.count(limit: threads)
         let operations = lmk_probe_arithmetic(dtype, 1) * Double(threads)
-        return operations * bestRate(threads: threads) { _, repeats in
-            _ = lmk_probe_arithmetic(dtype, repeats)
-        }
+        return operations
+            * bestRate(threads: threads) { _, repeats in
+                _ = lmk_probe_arithmetic(dtype, repeats)
+            }
     }
 
     /// Bytes per second read from arrays of `bytes` bytes, by a kernel that adds them up.

@@ -38,7 +38,8 @@ public enum CrossEntropy {
         /// They do not: a loss and an upstream gradient for each row. `Result.loss` is 0.
         case none
         /// The cross-entropy part over the sum of the targets' class weights, plus the z-loss part
-        /// over the number of rows that are not ignored. 0 when every row is ignored.
+        /// over the number of rows that are not ignored. A quotient whose divisor is 0 is 0: the
+        /// mean of no rows.
         case mean
         case sum
     }

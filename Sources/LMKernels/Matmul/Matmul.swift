@@ -60,9 +60,9 @@ public enum Matmul {
     ///
     /// Sums run over blocks of the depth, 256 elements long (512 for bfloat16 with AVX512-BF16):
     /// a block is one chain of fused multiply-adds in ascending order from zero, and blocks are
-    /// added in order, last to what `accumulate` finds in c. Results are bitwise the same for any
-    /// number of threads, any strides and any position in a batch, and on every instruction set
-    /// with fused multiply-add, but for bfloat16 with AVX512-BF16.
+    /// added in order, to what is in c if `accumulate` says so. Results are bitwise the same for
+    /// any number of threads, any strides and any position in a batch, and on every instruction
+    /// set with fused multiply-add, but for bfloat16 with AVX512-BF16.
     ///
     /// Costs 2 · batch · rows · columns · depth operations. Elements of c between rows and between
     /// matrices are left alone; c overlaps neither a nor b.
@@ -73,7 +73,8 @@ public enum Matmul {
     ///   - c: Products, [batch, rows, columns].
     ///   - accumulate: Add to c.
     ///   - threads: Threads at most; 0 is the default of the runtime.
-    ///   - workspace: A few hundred kilobytes for each thread and up to 8 MB shared ones.
+    ///   - workspace: Grows to 256 KB for each thread and at most 8 MB for packed operands; a batch
+    ///     of small products has those 8 MB for each thread.
     /// - Throws: `outOfRange` for a negative size, stride or number of threads; `tooSmall` for a
     ///   stride or a span that the sizes do not fit in; `overflow`.
     public static func multiply<Element: StorageElement>(

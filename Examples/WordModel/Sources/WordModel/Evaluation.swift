@@ -2,7 +2,7 @@ import Foundation
 
 /// Mean loss on a text in nats per word; e to its power is the perplexity. The first words of the
 /// text, which have too short a context, are not scored.
-func loss(of model: inout Model, on text: [Int32]) throws -> Double {
+func meanLoss(of model: inout Model, on text: [Int32]) throws -> Double {
     let context = model.shape.context
     var outputs: [Float] = []
     for start in stride(from: context, to: text.count, by: 1024) {
@@ -14,7 +14,7 @@ func loss(of model: inout Model, on text: [Int32]) throws -> Double {
 }
 
 /// The same for the model that knows how frequent words are, and nothing else.
-func unigramLoss(on text: [Int32], logFrequencies: [Float], context: Int) -> Double {
+func unigramMeanLoss(on text: [Int32], logFrequencies: [Float], context: Int) -> Double {
     let scored = text[context...]
     return -scored.reduce(0) { $0 + Double(logFrequencies[Int($1)]) } / Double(scored.count)
 }
@@ -40,7 +40,7 @@ extension Model {
                 rest -= weight
                 return rest < 0
             }
-            words.append(Int32(word ?? 0))
+            words.append(Int32(word ?? weights.count - 1))
             if drawn >= count, isEnd(words.last!) { break }
         }
         return Array(words[padding.count...])

@@ -41,7 +41,7 @@ struct Model {
 
     /// y for each row of contexts, [rows, embedding].
     mutating func predict(_ contexts: [Int32]) throws -> [Float] {
-        try forward(contexts, .none)
+        try forward(contexts, Dropout())
         return outputs
     }
 
@@ -64,7 +64,7 @@ struct Model {
     // MARK: Learning
 
     /// Computes the gradient for a batch, and returns the batch's mean loss.
-    mutating func learn(_ batch: Batch, _ dropout: Dropout = .none) throws -> Double {
+    mutating func learn(_ batch: Batch, _ dropout: Dropout = Dropout()) throws -> Double {
         try forward(batch.contexts, dropout)
         let loss = try classifier.loss(
             hidden: outputs, embedding: parameters.embedding, bias: parameters.outputBias,

@@ -24,7 +24,7 @@ struct Parameters {
     /// [vocabulary]
     var outputBias: [Float]
 
-    nonisolated(unsafe) static let tensors: [WritableKeyPath<Parameters, [Float]>] = [
+    static let tensors: [WritableKeyPath<Parameters, [Float]> & Sendable] = [
         \.embedding, \.mixing, \.mixingBias, \.projection, \.outputBias,
     ]
 

@@ -36,14 +36,15 @@ func tokenize(_ text: String) -> [String] {
     return tokens
 }
 
-/// Tokens put together again as a reader expects them.
+/// Tokens put together again as a reader expects them: spaces, and capitals where sentences begin.
 func detokenize(_ tokens: [String]) -> String {
     var text = ""
+    var last = "."
     for token in tokens {
-        let closes = ",.;:!?)”--".contains(token)
-        let opened = text.isEmpty || text.hasSuffix("“") || text.hasSuffix("(")
-            || text.hasSuffix("-")
-        text += (closes || opened ? "" : " ") + token
+        let isAttached = ",.;:!?)”--".contains(token) || ["“", "(", "-", "--"].contains(last)
+        if !text.isEmpty, !isAttached { text += " " }
+        text += ".!?“".contains(last) ? token.prefix(1).uppercased() + token.dropFirst() : token
+        last = token
     }
     return text
 }

@@ -17,7 +17,8 @@ import Testing
         // Larger than a model begins with, so that nothing is nearly linear.
         parameters.embedding = generator.uniform(parameters.embedding.count, bound: 1)
         parameters.mixingBias = generator.uniform(shape.hidden, bound: 1)
-        let dropout = Dropout(
+        var dropout = Dropout()
+        dropout.draw(
             rows: batch.rows, shape, inputRate: dropoutRate, hiddenRate: dropoutRate,
             using: &generator)
         var model = Model(shape, parameters: parameters)
@@ -74,7 +75,7 @@ import Testing
                 Model(shape, parameters: parameters), on: corpus.training, options,
                 generator: generator)
             for step in 0..<100 { _ = try trainer.step(progress: Double(step) / 100) }
-            let loss = try WordModel.loss(of: &trainer.model, on: corpus.heldOut)
+            let loss = try meanLoss(of: &trainer.model, on: corpus.heldOut)
             let words = try trainer.model.continuation(
                 of: corpus.vocabulary.encode(["one"]), count: 6, temperature: 0.5,
                 isEnd: { corpus.vocabulary.words[Int($0)] == "." }, using: &generator)
@@ -82,7 +83,7 @@ import Testing
         }
         let (first, second) = (try train(), try train())
         #expect(first.loss < 0.1)
-        #expect(corpus.vocabulary.decode(first.words).hasPrefix("one two three four, five six."))
+        #expect(corpus.vocabulary.decode(first.words).hasPrefix("One two three four, five six."))
         #expect(first.loss == second.loss)
         for tensor in Parameters.tensors {
             #expect(first.parameters[keyPath: tensor] == second.parameters[keyPath: tensor])
@@ -116,7 +117,9 @@ private struct Reference {
                     * factor(dropout.inputs, row * inputs + i)
             }
             let h = (0..<shape.hidden).map { j in
-                let dot = (0..<inputs).reduce(mixingBias[j]) { $0 + mixing[j * inputs + $1] * x[$1] }
+                let dot = (0..<inputs).reduce(mixingBias[j]) {
+                    $0 + mixing[j * inputs + $1] * x[$1]
+                }
                 return tanh(dot) * factor(dropout.hidden, row * shape.hidden + j)
             }
             let y = (0..<shape.embedding).map { k in

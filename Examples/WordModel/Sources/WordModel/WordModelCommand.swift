@@ -3,7 +3,7 @@ import Foundation
 import LMKernels
 
 @main
-struct WordModel: ParsableCommand {
+struct WordModelCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "WordModel",
         abstract: "Trains a next-word model on a text, scores it and lets it write.",
@@ -16,7 +16,7 @@ struct WordModel: ParsableCommand {
     @Option(help: "A text file (UTF-8) to learn from instead; may be given again.")
     var text: [String] = []
 
-    @Option(help: "Steps to train for. (default: 5000)")
+    @Option(help: "Steps to train for. (default: 2500)")
     var steps: Int?
 
     @Option(help: "Seconds to train for. (default: 60 without --steps)")
@@ -25,33 +25,18 @@ struct WordModel: ParsableCommand {
     @Option(help: "Seed of everything random.")
     var seed: UInt64 = 1
 
-    @Option(help: "Words to predict in a step.")
-    var batch = 512
-
-    @Option var rate: Float = 0.003
-    @Option var decay: Float = 0.01
-    @Option var inputDropout: Float = 0.25
-    @Option var hiddenDropout: Float = 0.25
-    @Option var context = 6
-    @Option var embedding = 128
-    @Option var hidden = 256
-
     @Option(help: "Words that continuations begin with; may be given again.")
     var prompt: [String] = []
 
     func validate() throws {
         if let steps, steps < 1 { throw ValidationError("--steps must be at least 1.") }
-        if let seconds, seconds <= 0 { throw ValidationError("--seconds must be above 0.") }
-        if batch < 1 { throw ValidationError("--batch must be at least 1.") }
+        if let seconds, !(seconds > 0) { throw ValidationError("--seconds must be above 0.") }
     }
 
     mutating func run() throws {
         let start = ContinuousClock.now
         let corpus = Corpus(try texts())
-        var shape = ModelShape(vocabulary: corpus.vocabulary.count)
-        shape.context = context
-        shape.embedding = embedding
-        shape.hidden = hidden
+        let shape = ModelShape(vocabulary: corpus.vocabulary.count)
         guard min(corpus.training.count, corpus.heldOut.count) > shape.context else {
             throw ValidationError("The text is too short.")
         }
@@ -67,21 +52,15 @@ struct WordModel: ParsableCommand {
 
             """)
 
-        var options = Trainer.Options()
-        options.batch = batch
-        options.rate = rate
-        options.decay = decay
-        options.inputDropout = inputDropout
-        options.hiddenDropout = hiddenDropout
-        var trainer = Trainer(model, on: corpus.training, options, generator: generator)
+        var trainer = Trainer(model, on: corpus.training, generator: generator)
         let duration = try train(&trainer)
         try report(&trainer, corpus, duration: duration)
-        try write(&trainer.model, corpus.vocabulary)
-        print("\nAll in \(seconds(since: start), digits: 1) s")
+        try write(&trainer.model, corpus)
+        print("\nAll in \(elapsed(since: start), digits: 1) s")
     }
 }
 
-extension WordModel {
+extension WordModelCommand {
     private func texts() throws -> [String] {
         var paths = text
         if paths.isEmpty {
@@ -104,37 +83,39 @@ extension WordModel {
     ///
     /// - Returns: Seconds it took.
     private func train(_ trainer: inout Trainer) throws -> Double {
-        let allSteps = steps ?? 5000
+        let allSteps = steps ?? 2500
         let allSeconds = seconds ?? (steps == nil ? 60 : .infinity)
         let start = ContinuousClock.now
         var losses: [Double] = []
-        var (shown, shownSteps) = (0.0, 0)
+        var (shown, shownWords) = (0.0, 0)
         print("   step  epoch   loss  perplexity  words/s   memory")
         while true {
-            let elapsed = seconds(since: start)
-            let progress = max(Double(trainer.steps) / Double(allSteps), elapsed / allSeconds)
-            if progress >= 1 || elapsed - shown >= 2 {
+            let now = elapsed(since: start)
+            let progress = max(Double(trainer.steps) / Double(allSteps), now / allSeconds)
+            let isLast = progress >= 1 && trainer.steps > 0
+            if isLast || (now - shown >= 2 && !losses.isEmpty) {
                 let loss = losses.reduce(0, +) / Double(losses.count)
-                let speed = Double((trainer.steps - shownSteps) * batch) / (elapsed - shown)
+                let speed = Double(trainer.words - shownWords) / (now - shown)
                 print(
                     String(
                         format: "%7d %6.2f %6.3f %11.1f %8.0f %5.0f MB", trainer.steps,
                         trainer.epochs, loss, exp(loss), speed, Double(Memory.resident) * 1e-6))
                 fflush(nil)
-                (shown, shownSteps, losses) = (elapsed, trainer.steps, [])
+                (shown, shownWords, losses) = (now, trainer.words, [])
             }
-            if progress >= 1 { return elapsed }
+            if isLast { return now }
             losses.append(try trainer.step(progress: progress))
         }
     }
 
     private func report(_ trainer: inout Trainer, _ corpus: Corpus, duration: Double) throws {
         let shape = trainer.model.shape
+        let batch = trainer.options.batch
         let learningBytes = trainer.model.lossByteCount
         let start = ContinuousClock.now
-        let loss = try loss(of: &trainer.model, on: corpus.heldOut)
-        let scoring = seconds(since: start)
-        let unigram = unigramLoss(
+        let loss = try meanLoss(of: &trainer.model, on: corpus.heldOut)
+        let scoring = elapsed(since: start)
+        let unigram = unigramMeanLoss(
             on: corpus.heldOut, logFrequencies: corpus.logFrequencies, context: shape.context)
         let unknown = corpus.heldOut.count { $0 == Vocabulary.unknown }
         let scored = corpus.heldOut.count - shape.context
@@ -157,27 +138,31 @@ extension WordModel {
             Largest memory of the process: \(megabytes(Memory.peak))
 
             Training took \(duration, digits: 1) s \
-            (\(Double(trainer.steps * batch) / duration, digits: 0) words/s), \
+            (\(Double(trainer.words) / duration, digits: 0) words/s), \
             scoring \(scoring, digits: 1) s.
 
             """)
     }
 
-    /// A few continuations.
-    private func write(_ model: inout Model, _ vocabulary: Vocabulary) throws {
-        let prompts =
-            prompt.isEmpty
-            ? ["It is a truth", "“My dear Elizabeth,", "She was", "Mr. Darcy"] : prompt
+    /// A few continuations: of the prompts, or of what the text itself has here and there.
+    private func write(_ model: inout Model, _ corpus: Corpus) throws {
+        let (vocabulary, heldOut) = (corpus.vocabulary, corpus.heldOut)
+        let usual = ["It is a truth", "“My dear Elizabeth,", "She was", "Mr. Darcy"]
+        var prompts = (text.isEmpty && prompt.isEmpty ? usual : prompt)
+            .map { vocabulary.encode(tokenize($0)) }
+        if prompts.isEmpty {
+            prompts = (0..<4).map { Array(heldOut[($0 * heldOut.count / 4)...].prefix(4)) }
+        }
         var generator = SplitMix64(seed: seed)
         for prompt in prompts {
             let words = try model.continuation(
-                of: vocabulary.encode(tokenize(prompt)), count: 25, temperature: 0.7,
+                of: prompt, count: 25, temperature: 0.7,
                 isEnd: { ".!?".contains(vocabulary.words[Int($0)]) }, using: &generator)
             print("> " + vocabulary.decode(words))
         }
     }
 
-    private func seconds(since start: ContinuousClock.Instant) -> Double {
+    private func elapsed(since start: ContinuousClock.Instant) -> Double {
         (ContinuousClock.now - start) / .seconds(1)
     }
 }

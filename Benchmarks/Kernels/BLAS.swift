@@ -1,0 +1,55 @@
+import LMKernels
+
+#if canImport(Darwin)
+    import Accelerate
+#else
+    import COpenBLAS
+#endif
+
+/// The system's BLAS: OpenBLAS on Linux, Accelerate on Apple platforms.
+enum BLAS {
+    #if canImport(Darwin)
+        static let name = "Accelerate"
+    #else
+        static let name = "OpenBLAS"
+    #endif
+
+    /// Threads of later calls.
+    static func use(threads: Int) {
+        #if canImport(Darwin)
+            // Accelerate knows one thread, or as many as it likes.
+            BLASSetThreading(
+                threads == 1 ? BLAS_THREADING_SINGLE_THREADED : BLAS_THREADING_MULTI_THREADED)
+        #else
+            openblas_set_num_threads(Int32(threads))
+        #endif
+    }
+
+    /// c = a b for each matrix of a batch of dense matrices, one after the other: this BLAS has no
+    /// batches of its own.
+    static func multiply(
+        _ a: UnsafePointer<Float>, _ b: UnsafePointer<Float>, into c: UnsafeMutablePointer<Float>,
+        shape: Matmul.Shape, layout: Matmul.Layout
+    ) {
+        let (rows, columns, depth) = (shape.rows, shape.columns, shape.depth)
+        let aStride = Int32(layout == .tn ? rows : depth)
+        let bStride = Int32(layout == .nt ? depth : columns)
+        for n in 0..<shape.batch {
+            cblas_sgemm(
+                CblasRowMajor, layout == .tn ? CblasTrans : CblasNoTrans,
+                layout == .nt ? CblasTrans : CblasNoTrans, Int32(rows), Int32(columns),
+                Int32(depth), 1, a + n * rows * depth, aStride, b + n * depth * columns, bStride, 0,
+                c + n * rows * columns, Int32(columns))
+        }
+    }
+
+    /// y = b x, with b [columns, depth]: a product of one row, layout NT.
+    static func multiply(
+        row x: UnsafePointer<Float>, _ b: UnsafePointer<Float>, into y: UnsafeMutablePointer<Float>,
+        columns: Int, depth: Int
+    ) {
+        cblas_sgemv(
+            CblasRowMajor, CblasNoTrans, Int32(columns), Int32(depth), 1, b, Int32(depth), x, 1, 0,
+            y, 1)
+    }
+}

@@ -1,0 +1,137 @@
+// The list of all benchmarks is written before they run, and read while they do.
+@preconcurrency import Benchmark
+import Foundation
+import LMKernels
+
+/// The instructions whose rate bounds a kernel.
+enum Arithmetic {
+    /// Fused multiply-add.
+    case float32
+    /// Dot product of pairs; where the CPU has none, bfloat16 is widened and multiplied as float32.
+    case bfloat16
+
+    /// Operations per second that one thread reaches now.
+    func peak() -> Double {
+        let dotProduct = self == .bfloat16 ? Machine.arithmeticPeak(BFloat16.self, threads: 1) : nil
+        return dotProduct ?? Machine.arithmeticPeak(Float.self, threads: 1)!
+    }
+}
+
+/// What is measured, and what it is measured by.
+struct Measurement {
+    var name: String
+    var arithmetic = Arithmetic.float32
+    var threads = 1
+    /// Floating-point operations of a call.
+    var operations: Double
+    /// Bytes that a call cannot avoid to read from memory, where that bounds it rather than
+    /// arithmetic does.
+    var bytes: Double?
+    /// Iterations that are timed, after one that is not.
+    var iterations: Int
+    /// Calls of an iteration: one, or many where a call is short.
+    var calls = BenchmarkScalingFactor.one
+
+    /// Registers a benchmark of what `prepare` returns.
+    ///
+    /// Right before each iteration the peak of one thread is measured. Calls are held against that
+    /// figure times the number of threads, not against one from a quieter moment.
+    func register(_ prepare: @escaping () throws -> () throws -> Void) {
+        var call: () throws -> Void = {}
+        var samples: [Sample] = []
+        let configuration = Benchmark.Configuration(
+            metrics: [.wallClock, .rate, .shareOfPeak] + (bytes == nil ? [] : [.bandwidth]),
+            warmupIterations: 1, scalingFactor: calls, maxDuration: .seconds(60),
+            maxIterations: iterations)
+        Benchmark(name, configuration: configuration) { benchmark in
+            let peak = arithmetic.peak() * Double(threads)
+            let clock = ContinuousClock()
+            benchmark.startMeasurement()
+            let times = try benchmark.scaledIterations.map { _ in
+                try clock.measure(call) / .seconds(1)
+            }
+            benchmark.stopMeasurement()
+            guard benchmark.currentIteration >= configuration.warmupIterations else { return }
+            let sample = Sample(measurement: self, seconds: median(times), peak: peak)
+            benchmark.measurement(.rate, Int(sample.rate.rounded()))
+            benchmark.measurement(.shareOfPeak, Int(sample.shareOfPeak.rounded()))
+            if let bandwidth = sample.bandwidth {
+                benchmark.measurement(.bandwidth, Int(bandwidth.rounded()))
+            }
+            samples.append(sample)
+        } setup: {
+            call = try prepare()
+        } teardown: {
+            printRow(samples)
+        }
+    }
+}
+
+extension BenchmarkMetric {
+    static let rate = custom("GFLOP/s", polarity: .prefersLarger, useScalingFactor: false)
+    static let shareOfPeak = custom("% of peak", polarity: .prefersLarger, useScalingFactor: false)
+    static let bandwidth = custom("GB/s", polarity: .prefersLarger, useScalingFactor: false)
+}
+
+/// A timed iteration.
+private struct Sample {
+    var measurement: Measurement
+    /// Of a call: the median of those in the iteration, which are not all interrupted.
+    var seconds: Double
+    /// Operations per second of all threads.
+    var peak: Double
+
+    /// GFLOP/s
+    var rate: Double { measurement.operations / seconds / 1e9 }
+    /// In percent.
+    var shareOfPeak: Double { 100 * measurement.operations / seconds / peak }
+    /// GB/s
+    var bandwidth: Double? { measurement.bytes.map { $0 / seconds / 1e9 } }
+}
+
+extension Measurement {
+    /// Prints medians in one row. The tables of the benchmark package have percentiles of one
+    /// metric, or of one benchmark, but not a row with the metrics of a benchmark side by side.
+    private func printRow(_ samples: [Sample]) {
+        // Then standard output belongs to the tool, which writes a file of results to it.
+        let isReserved = CommandLine.arguments.contains("--suppress-metric-warnings")
+        guard !samples.isEmpty, !isReserved else { return }
+        let width = Benchmark.benchmarks.map(\.name.count).max()!
+        var row = name.padding(toLength: width, withPad: " ", startingAt: 0)
+        row += String(format: " %7.1f GFLOP/s", median(samples.map(\.rate)))
+        row += String(
+            format: " %5.1f %% of %4.0f", median(samples.map(\.shareOfPeak)),
+            median(samples.map(\.peak)) / 1e9)
+        let milliseconds = 1e3 * median(samples.map(\.seconds))
+        let decimals = milliseconds < 1 ? 3 : milliseconds < 10 ? 2 : milliseconds < 100 ? 1 : 0
+        row += String(format: " %8.*f ms", decimals, milliseconds)
+        if bytes != nil {
+            row += String(format: " %5.1f GB/s", median(samples.compactMap(\.bandwidth)))
+        }
+        print(row)
+    }
+}
+
+private func median(_ values: [Double]) -> Double {
+    let sorted = values.sorted()
+    return (sorted[sorted.count / 2] + sorted[(sorted.count - 1) / 2]) / 2
+}
+
+/// "1 thread", "2 threads"
+func describe(threads: Int) -> String { threads == 1 ? "1 thread" : "\(threads) threads" }
+
+/// Numbers between -`scale` and `scale`, the same in every run.
+func randomFloats(_ count: Int, scale: Float = 1, seed: UInt64) -> [Float] {
+    // SplitMix64 (Steele, Lea and Flood, 2014).
+    var state = seed
+    return [Float](unsafeUninitializedCapacity: count) { buffer, initializedCount in
+        for i in 0..<count {
+            state &+= 0x9e37_79b9_7f4a_7c15
+            var bits = (state ^ (state >> 30)) &* 0xbf58_476d_1ce4_e5b9
+            bits = (bits ^ (bits >> 27)) &* 0x94d0_49bb_1331_11eb
+            let unit = Float(Int32(truncatingIfNeeded: bits >> 32)) * 0x1p-31
+            buffer.initializeElement(at: i, to: scale * unit)
+        }
+        initializedCount = count
+    }
+}

@@ -1,0 +1,89 @@
+import Foundation
+
+// What one writes without thinking of caches and registers, compiled as any release build is. Inner
+// loops run over neighbouring elements where they can, and the compiler makes vectors of those that
+// are not sums.
+
+/// c = a b, with a [rows, depth], b [depth, columns], c [rows, columns].
+func multiplyPlainly(
+    _ a: UnsafePointer<Float>, _ b: UnsafePointer<Float>, into c: UnsafeMutablePointer<Float>,
+    rows: Int, columns: Int, depth: Int
+) {
+    for i in 0..<rows {
+        let sums = c + i * columns
+        sums.update(repeating: 0, count: columns)
+        for k in 0..<depth {
+            add(a[i * depth + k], b + k * columns, to: sums, count: columns)
+        }
+    }
+}
+
+/// y += factor x
+@inline(__always)
+func add(
+    _ factor: Float, _ x: UnsafePointer<Float>, to y: UnsafeMutablePointer<Float>, count: Int
+) {
+    for i in 0..<count { y[i] += factor * x[i] }
+}
+
+/// The logits of a row become their gradient, (softmax - [j = target]) scale, or are left as they
+/// are without a scale.
+///
+/// - Returns: The row's loss.
+@discardableResult
+func softmaxLoss(
+    _ logits: UnsafeMutablePointer<Float>, count: Int, target: Int, gradientScale scale: Float?
+) -> Float {
+    var largest = -Float.infinity
+    for j in 0..<count { largest = max(largest, logits[j]) }
+    let targetLogit = logits[target] - largest
+    var sum: Float = 0
+    guard let scale else {
+        for j in 0..<count { sum += exp(logits[j] - largest) }
+        return log(sum) - targetLogit
+    }
+    for j in 0..<count {
+        logits[j] = exp(logits[j] - largest)
+        sum += logits[j]
+    }
+    for j in 0..<count { logits[j] *= scale / sum }
+    logits[target] -= scale
+    return log(sum) - targetLogit
+}
+
+/// Losses and both gradients of cross-entropy, a row at a time.
+///
+/// - Parameters:
+///   - hidden: [rows, features]
+///   - classifier: [vocabulary, features]
+///   - targets: [rows]
+///   - logits: Memory of [vocabulary].
+/// - Returns: The mean loss.
+@discardableResult
+func crossEntropyPlainly(
+    hidden: UnsafePointer<Float>, classifier: UnsafePointer<Float>, targets: UnsafePointer<Int32>,
+    rows: Int, features: Int, vocabulary: Int, logits: UnsafeMutablePointer<Float>,
+    hiddenGradient: UnsafeMutablePointer<Float>, classifierGradient: UnsafeMutablePointer<Float>
+) -> Float {
+    hiddenGradient.update(repeating: 0, count: rows * features)
+    classifierGradient.update(repeating: 0, count: vocabulary * features)
+    var loss: Float = 0
+    for i in 0..<rows {
+        let row = hidden + i * features
+        for j in 0..<vocabulary {
+            let weights = classifier + j * features
+            var sum: Float = 0
+            for k in 0..<features { sum += row[k] * weights[k] }
+            logits[j] = sum
+        }
+        loss += softmaxLoss(
+            logits, count: vocabulary, target: Int(targets[i]), gradientScale: 1 / Float(rows))
+        for j in 0..<vocabulary {
+            add(
+                logits[j], classifier + j * features, to: hiddenGradient + i * features,
+                count: features)
+            add(logits[j], row, to: classifierGradient + j * features, count: features)
+        }
+    }
+    return loss / Float(rows)
+}

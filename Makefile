@@ -1,0 +1,49 @@
+# `make help` lists the targets. On a fresh machine with a Swift toolchain, `make demo` and `make test` need nothing else: what
+# is missing is installed by Scripts/deps.sh.
+SWIFT ?= swift
+RELEASE = -c release
+C_FILES = $(shell git ls-files 'CSources/*.c' 'CSources/*.h' 'Tests/*.c' 'Tests/*.h')
+SWIFT_DIRECTORIES = Package.swift Sources Tests Examples Benchmarks
+
+.PHONY: help deps demo test bench fuzz neon sanitize format lint exhaustive
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+deps: ## install libomp-dev and libopenblas-dev if they are missing
+	@bash Scripts/deps.sh
+
+demo: deps ## train a next-word model on a novel with cut cross-entropy
+	$(SWIFT) run --package-path Examples/WordModel $(RELEASE) WordModel
+
+test: deps ## unit tests, conformance vectors, memory bound, dependency by version
+	$(SWIFT) build $(RELEASE) --product lmk
+	$(SWIFT) test $(RELEASE) -Xswiftc -enable-testing
+	bash Scripts/conformance.sh
+	bash Scripts/memory.sh
+	bash Scripts/consumer.sh
+
+bench: deps ## micro-benchmarks against OpenBLAS and a plain loop, as a table
+	cd Benchmarks && $(SWIFT) package --disable-sandbox benchmark --target Kernels --quiet --no-progress
+
+fuzz: deps ## compare kernels with references on random problems for a minute
+	$(SWIFT) run $(RELEASE) lmk fuzz --seconds 60
+
+neon: ## cross-compile the C targets, run them under qemu, compare bits
+	bash Scripts/neon.sh
+
+sanitize: deps ## address, undefined and thread sanitizers
+	bash Scripts/sanitize.sh
+
+exhaustive: deps ## elementwise functions over every float32 (minutes)
+	bash Scripts/exhaustive.sh
+
+format: ## rewrite C with clang-format and Swift with swift-format
+	clang-format -i $(C_FILES)
+	$(SWIFT) format --in-place --recursive $(SWIFT_DIRECTORIES)
+
+lint: ## check formatting, where the tools exist
+	@if command -v clang-format >/dev/null; then clang-format --dry-run --Werror $(C_FILES) && echo "C: formatted"; \
+	else echo "clang-format is not installed: C not checked"; fi
+	@if $(SWIFT) format --version >/dev/null 2>&1; then $(SWIFT) format lint --strict --recursive $(SWIFT_DIRECTORIES) \
+	&& echo "Swift: formatted"; else echo "swift-format is not installed: Swift not checked"; fi
