@@ -14,6 +14,15 @@ enum BLAS {
         static let name = "OpenBLAS"
     #endif
 
+    /// Which of its kernels the library has chosen, where it tells.
+    static var kernels: String {
+        #if canImport(Darwin)
+            ""
+        #else
+            String(cString: openblas_get_corename()) + " kernels"
+        #endif
+    }
+
     /// Threads of later calls.
     static func use(threads: Int) {
         #if canImport(Darwin)

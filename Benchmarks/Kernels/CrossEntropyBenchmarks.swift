@@ -59,10 +59,11 @@ private func kernelGradients(
 private func dense(
     _ shape: CrossEntropy.Shape, gradients: Bool, threads: Int, iterations: Int
 ) {
-    measurement(
+    var measurement = measurement(
         shape, gradients: gradients, threads: threads, ", dense with \(BLAS.name)",
-        iterations: iterations
-    ).register {
+        iterations: iterations)
+    measurement.note = BLAS.kernels
+    measurement.register {
         let inputs = Inputs(shape)
         let (rows, features, vocabulary) = (shape.rows, shape.features, shape.vocabulary)
         var logits = [Float](repeating: 0, count: rows * vocabulary)

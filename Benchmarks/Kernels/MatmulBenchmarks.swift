@@ -56,6 +56,7 @@ private func blas(_ shape: Matmul.Shape, _ layout: Matmul.Layout, threads: Int, 
     var measurement = measurement(
         Float.self, shape, layout, threads: threads, iterations: iterations)
     measurement.name += ", " + BLAS.name
+    measurement.note = BLAS.kernels
     measurement.register {
         let operands = Operands(shape)
         var c = operands.c
@@ -102,7 +103,7 @@ private func measurement<Element: StorageElement>(
         operations: 2 * Double(shape.batch * rows * columns * depth),
         // With few rows, reading b is what takes the time.
         bytes: rows <= 16 ? Double(columns * depth * MemoryLayout<Element>.stride) : nil,
-        iterations: iterations, calls: rows * columns * depth * shape.batch < 1 << 28 && rows > 16 ? .kilo : .one)
+        iterations: iterations, calls: shape.batch > 1 ? .kilo : .one)
 }
 
 private struct Operands {

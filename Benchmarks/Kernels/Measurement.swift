@@ -31,6 +31,8 @@ struct Measurement {
     var iterations: Int
     /// Calls of an iteration: one, or many where a call is short.
     var calls = BenchmarkScalingFactor.one
+    /// More to say at the end of the row.
+    var note = ""
 
     /// Registers a benchmark of what `prepare` returns.
     ///
@@ -45,14 +47,18 @@ struct Measurement {
             maxIterations: iterations)
         Benchmark(name, configuration: configuration) { benchmark in
             let peak = arithmetic.peak() * Double(threads)
-            let clock = ContinuousClock()
+            let cpuStart = cpuSeconds()
+            let start = ContinuousClock.now
             benchmark.startMeasurement()
             let times = try benchmark.scaledIterations.map { _ in
-                try clock.measure(call) / .seconds(1)
+                try ContinuousClock().measure(call) / .seconds(1)
             }
             benchmark.stopMeasurement()
+            let elapsed = (ContinuousClock.now - start) / .seconds(1)
             guard benchmark.currentIteration >= configuration.warmupIterations else { return }
-            let sample = Sample(measurement: self, seconds: median(times), peak: peak)
+            let sample = Sample(
+                measurement: self, seconds: median(times), peak: peak,
+                cpuShare: (cpuSeconds() - cpuStart) / (elapsed * Double(threads)))
             benchmark.measurement(.rate, Int(sample.rate.rounded()))
             benchmark.measurement(.shareOfPeak, Int(sample.shareOfPeak.rounded()))
             if let bandwidth = sample.bandwidth {
@@ -80,6 +86,8 @@ private struct Sample {
     var seconds: Double
     /// Operations per second of all threads.
     var peak: Double
+    /// Of the iteration's time, the share in which its threads had a CPU.
+    var cpuShare: Double
 
     /// GFLOP/s
     var rate: Double { measurement.operations / seconds / 1e9 }
@@ -105,9 +113,16 @@ extension Measurement {
         let milliseconds = 1e3 * median(samples.map(\.seconds))
         let decimals = milliseconds < 1 ? 3 : milliseconds < 10 ? 2 : milliseconds < 100 ? 1 : 0
         row += String(format: " %8.*f ms", decimals, milliseconds)
+        var notes = [note]
         if bytes != nil {
-            row += String(format: " %5.1f GB/s", median(samples.compactMap(\.bandwidth)))
+            notes.append(String(format: "%.1f GB/s", median(samples.compactMap(\.bandwidth))))
         }
+        // On a machine that has other things to do, figures of long calls say little.
+        let cpuShare = median(samples.map(\.cpuShare))
+        if cpuShare < 0.9 {
+            notes.append(String(format: "had CPUs %.0f %% of the time", 100 * cpuShare))
+        }
+        row += "  " + notes.filter { !$0.isEmpty }.joined(separator: ", ")
         print(row)
     }
 }
@@ -115,6 +130,13 @@ extension Measurement {
 private func median(_ values: [Double]) -> Double {
     let sorted = values.sorted()
     return (sorted[sorted.count / 2] + sorted[(sorted.count - 1) / 2]) / 2
+}
+
+/// Time that this process has been given by all CPUs.
+private func cpuSeconds() -> Double {
+    var time = timespec()
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time)
+    return Double(time.tv_sec) + 1e-9 * Double(time.tv_nsec)
 }
 
 /// "1 thread", "2 threads"

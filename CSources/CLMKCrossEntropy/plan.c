@@ -99,8 +99,15 @@ int lmk_cross_entropy_plan(const lmk_cross_entropy *p, const lmk_cross_entropy_g
             if (rows <= ROW_UNIT) break;
         }
     }
+    // Nothing fits: the smallest of the layouts that were tried. With many threads and few classes that can be a panel, which
+    // needs no scratch for each thread.
     lay_out(p, gradients, phase, phase == PHASE_FORWARD ? LMK_MODE_FORWARD : LMK_MODE_RECOMPUTE, least_rows,
             least_vocabulary, plan);
+    if (phase == PHASE_BOTH) {
+        cross_entropy_plan panel = {.threads = plan->threads};
+        lay_out(p, gradients, phase, LMK_MODE_PANEL, least_rows, p->vocabulary, &panel);
+        if (panel.total < plan->total) *plan = panel;
+    }
     plan->total = plan->total > 64 * p->rows ? plan->total - 64 * p->rows : 1;
     return 0;
 }
