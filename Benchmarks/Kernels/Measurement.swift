@@ -48,17 +48,16 @@ struct Measurement {
         Benchmark(name, configuration: configuration) { benchmark in
             let peak = arithmetic.peak() * Double(threads)
             let cpuStart = cpuSeconds()
-            let start = ContinuousClock.now
             benchmark.startMeasurement()
             let times = try benchmark.scaledIterations.map { _ in
                 try ContinuousClock().measure(call) / .seconds(1)
             }
             benchmark.stopMeasurement()
-            let elapsed = (ContinuousClock.now - start) / .seconds(1)
+            let cpuTime = cpuSeconds() - cpuStart
             guard benchmark.currentIteration >= configuration.warmupIterations else { return }
             let sample = Sample(
                 measurement: self, seconds: median(times), peak: peak,
-                cpuShare: (cpuSeconds() - cpuStart) / (elapsed * Double(threads)))
+                cpuShare: cpuTime / (times.reduce(0, +) * Double(threads)))
             benchmark.measurement(.rate, Int(sample.rate.rounded()))
             benchmark.measurement(.shareOfPeak, Int(sample.shareOfPeak.rounded()))
             if let bandwidth = sample.bandwidth {
@@ -113,7 +112,7 @@ extension Measurement {
         let milliseconds = 1e3 * median(samples.map(\.seconds))
         let decimals = milliseconds < 1 ? 3 : milliseconds < 10 ? 2 : milliseconds < 100 ? 1 : 0
         row += String(format: " %8.*f ms", decimals, milliseconds)
-        var notes = [note]
+        var notes = note.isEmpty ? [] : [note]
         if bytes != nil {
             notes.append(String(format: "%.1f GB/s", median(samples.compactMap(\.bandwidth))))
         }
@@ -122,8 +121,7 @@ extension Measurement {
         if cpuShare < 0.9 {
             notes.append(String(format: "had CPUs %.0f %% of the time", 100 * cpuShare))
         }
-        row += "  " + notes.filter { !$0.isEmpty }.joined(separator: ", ")
-        print(row)
+        print(row + (notes.isEmpty ? "" : "  ") + notes.joined(separator: ", "))
     }
 }
 

@@ -293,7 +293,10 @@ void lmk_tile_run(const lmk_tile_product *product) {
     const size_t lanes = product->share_a ? rows : columns;
     // As much of the shared operand at a time as there is room for: all of its lanes first, then depth blocks.
     const size_t room = product->shared_size / (STEP_BYTES * LMK_DEPTH_BLOCK);
-    const size_t widest = lmk_max(1, (room - lmk_min(room, LMK_PANEL_MAX)) / 4 * 3);
+    const size_t after_padding = room - lmk_min(room, LMK_PANEL_MAX);
+    size_t widest = lmk_max(1, after_padding / 4 * 3 + lmk_min(after_padding % 4, 2));
+    // Blocks of b begin at whole panels: tiles that read it where it lies read whole ones.
+    if (lanes > widest && widest > LMK_PANEL_MAX) widest -= widest % LMK_PANEL_MAX;
     const size_t lane_count = lmk_min(lanes, widest);
     const size_t depth_blocks = lmk_max(1, room / padded_lanes(lane_count));
     size_t step = 0;

@@ -11,7 +11,14 @@ struct InfoCommand: ParsableCommand {
     @Flag(help: "Print JSON, with times in seconds and rates in units per second.")
     var json = false
 
+    @Flag(help: "Only print the instruction sets that this CPU can run, one on a line.")
+    var supported = false
+
     func run() throws {
+        guard !supported else {
+            for set in InstructionSet.allCases where set.isSupported { print(set.rawValue) }
+            return
+        }
         let report = MachineReport()
         if json {
             let encoder = JSONEncoder()

@@ -303,28 +303,30 @@ static void run_options(void) {
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
 }
 
-/// No option, gradients added to what is there.
-static void run_plain(void) {
+/// No option, gradients added to what is there, rows of tensors `padding` further apart than they
+/// need be.
+static void run_plain(const char *name, size_t rows, size_t vocabulary, size_t features,
+                      size_t padding) {
     generator g = {.state = 2};
-    const size_t rows = 270, vocabulary = 2500, features = 32;
-    float *const hidden = take_floats(&g, rows * features, 1), *const classifier = take_floats(
-                                                                   &g, vocabulary * features, 1);
+    const size_t stride = features + padding;
+    float *const hidden = take_floats(&g, rows * stride, 1);
+    float *const classifier = take_floats(&g, vocabulary * stride, 1);
     int64_t *const targets = take(rows * sizeof *targets);
     for (size_t i = 0; i < rows; i++) targets[i] = (int64_t)next_index(&g, vocabulary);
-    test_case t = {.name = "ce-plain", .has_gradients = 1, .needs_both_modes = 1};
+    test_case t = {.name = name, .has_gradients = 1, .needs_both_modes = vocabulary > 2048};
     t.problem = (lmk_cross_entropy){.rows = rows,
                                     .features = features,
                                     .vocabulary = vocabulary,
                                     .hidden = hidden,
-                                    .hidden_stride = features,
+                                    .hidden_stride = stride,
                                     .classifier = classifier,
-                                    .classifier_stride = features,
+                                    .classifier_stride = stride,
                                     .targets = targets,
                                     .logit_scale = 1,
                                     .reduction = LMK_REDUCTION_SUM};
     t.gradients = (lmk_cross_entropy_gradients){.loss_gradient = 1,
-                                                .hidden_stride = features,
-                                                .classifier_stride = features,
+                                                .hidden_stride = stride,
+                                                .classifier_stride = stride,
                                                 .accumulate_hidden = 1,
                                                 .accumulate_classifier = 1,
                                                 .accumulate_bias = 1};
@@ -337,6 +339,12 @@ static void run_plain(void) {
 }
 
 void run_cross_entropy_seeded(void) {
-    run_plain();
+    run_plain("ce-plain", 270, 2500, 32, 0);
+    static const size_t features[] = {1, 15, 16, 17, 48, 257};
+    for (size_t i = 0; i < sizeof features / sizeof *features; i++) {
+        char name[32];
+        snprintf(name, sizeof name, "ce-features-%zu", features[i]);
+        run_plain(name, 17, 50, features[i], i % 2 * 3);
+    }
     run_options();
 }
