@@ -24,8 +24,8 @@ static lmk_isa detect(void) {
     if (!has_xsave || !has_fma || !has_f16c) return LMK_ISA_GENERIC;
     const unsigned saved = saved_registers();
     if ((saved & 0x6) != 0x6 || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return LMK_ISA_GENERIC;
-    const unsigned avx2 = (1u << 5) | (1u << 3) | (1u << 8);                      // AVX2, BMI1, BMI2
-    const unsigned avx512 = (1u << 16) | (1u << 17) | (1u << 30) | (1u << 31);  // F, DQ, BW, VL
+    const unsigned avx2 = (1u << 5) | (1u << 3) | (1u << 8);                   // AVX2, BMI1, BMI2
+    const unsigned avx512 = (1u << 16) | (1u << 17) | (1u << 30) | (1u << 31); // F, DQ, BW, VL
     if ((b & avx2) != avx2) return LMK_ISA_GENERIC;
     if ((b & avx512) != avx512 || (saved & 0xe6) != 0xe6) return LMK_ISA_AVX2;
     if (!__get_cpuid_count(7, 1, &a, &b, &c, &d)) return LMK_ISA_AVX512;
@@ -84,7 +84,8 @@ static const lmk_core_kernels *core_kernels(void) {
 
 const lmk_tile_kernels *lmk_tile_kernels_for(lmk_dtype dtype) {
 #if defined(__x86_64__)
-    if (dtype == LMK_BFLOAT16 && lmk_cpu_isa() == LMK_ISA_AVX512_BF16) return &core_kernels_avx512_bf16.tile;
+    if (dtype == LMK_BFLOAT16 && lmk_cpu_isa() == LMK_ISA_AVX512_BF16)
+        return &core_kernels_avx512_bf16.tile;
 #else
     (void)dtype;
 #endif
@@ -95,8 +96,10 @@ size_t lmk_dtype_size(lmk_dtype dtype) { return dtype == LMK_FLOAT32 ? 4 : 2; }
 
 static int is_dtype(lmk_dtype dtype) { return (unsigned)dtype <= LMK_FLOAT16; }
 
-lmk_status lmk_map(lmk_function function, const float *x, float *y, size_t count, lmk_error *error) {
-    if ((unsigned)function > LMK_SIGMOID) return lmk_fail_range(error, "function", "an elementwise function", function);
+lmk_status lmk_map(lmk_function function, const float *x, float *y, size_t count,
+                   lmk_error *error) {
+    if ((unsigned)function > LMK_SIGMOID)
+        return lmk_fail_range(error, "function", "an elementwise function", function);
     if (count == 0) return LMK_OK;
     if (!x) return lmk_fail_null(error, "x");
     if (!y) return lmk_fail_null(error, "y");
@@ -104,7 +107,8 @@ lmk_status lmk_map(lmk_function function, const float *x, float *y, size_t count
     return LMK_OK;
 }
 
-lmk_status lmk_convert(const void *x, lmk_dtype x_dtype, void *y, lmk_dtype y_dtype, size_t count, lmk_error *error) {
+lmk_status lmk_convert(const void *x, lmk_dtype x_dtype, void *y, lmk_dtype y_dtype, size_t count,
+                       lmk_error *error) {
     if (!is_dtype(x_dtype)) return lmk_fail_range(error, "x_dtype", "a storage type", x_dtype);
     if (!is_dtype(y_dtype)) return lmk_fail_range(error, "y_dtype", "a storage type", y_dtype);
     if (count == 0) return LMK_OK;

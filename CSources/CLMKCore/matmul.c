@@ -1,13 +1,16 @@
-// The public matrix product: validation, memory, and the choice of what is shared and what runs in parallel.
+// The public matrix product: validation, memory, and the choice of what is shared and what runs in
+// parallel.
 #include "lmk_check.h"
 #include "lmk_tile.h"
 
-/// Room for shared panels beyond which they are packed in several turns: past a few megabytes nothing is gained.
+/// Room for shared panels beyond which they are packed in several turns: past a few megabytes
+/// nothing is gained.
 #define SHARED_LIMIT ((size_t)8 << 20)
 
 #define ALIGNMENT 64
 
-/// Below this many multiply-adds a product runs on the calling thread: a fork and join costs as much as about 100,000 of them.
+/// Below this many multiply-adds a product runs on the calling thread: a fork and join costs as
+/// much as about 100,000 of them.
 #define SERIAL_LIMIT ((size_t)1 << 18)
 
 static lmk_operand operand_a(const lmk_matmul *m, size_t item) {
@@ -32,7 +35,8 @@ static lmk_operand operand_b(const lmk_matmul *m, size_t item) {
 
 /// How one call uses threads and memory.
 typedef struct matmul_plan {
-    /// Threads over the batch, each with its own shared panels; otherwise threads within each product.
+    /// Threads over the batch, each with its own shared panels; otherwise threads within each
+    /// product.
     int over_batch;
     unsigned threads;
     size_t shared_size, local_size;
@@ -41,7 +45,8 @@ typedef struct matmul_plan {
 static matmul_plan plan(const lmk_matmul *m) {
     matmul_plan p = {.threads = lmk_thread_count(m->threads)};
     const size_t lanes = lmk_min(m->rows, m->columns);
-    const size_t work = (size_t)lmk_min(m->rows * m->columns, SIZE_MAX / lmk_max(m->depth, 1)) * m->depth;
+    const size_t work =
+        (size_t)lmk_min(m->rows * m->columns, SIZE_MAX / lmk_max(m->depth, 1)) * m->depth;
     if (work < SERIAL_LIMIT && work * m->batch < SERIAL_LIMIT) p.threads = 1;
     p.over_batch = m->batch >= 4 * (size_t)p.threads || (m->batch > 1 && work < 16 * SERIAL_LIMIT);
     if (p.over_batch) p.threads = (unsigned)lmk_min(p.threads, m->batch);
@@ -57,7 +62,8 @@ static matmul_plan plan(const lmk_matmul *m) {
 size_t lmk_matmul_workspace_size(const lmk_matmul *m) {
     if (m->batch == 0 || m->rows == 0 || m->columns == 0) return 0;
     const matmul_plan p = plan(m);
-    return (size_t)p.threads * p.local_size + (p.over_batch ? p.threads : 1) * p.shared_size + ALIGNMENT;
+    return (size_t)p.threads * p.local_size + (p.over_batch ? p.threads : 1) * p.shared_size +
+           ALIGNMENT;
 }
 
 typedef struct matmul_call {
@@ -66,7 +72,8 @@ typedef struct matmul_call {
     char *memory;
 } matmul_call;
 
-static void run_item(const matmul_call *call, size_t item, unsigned threads, char *shared, char *local) {
+static void run_item(const matmul_call *call, size_t item, unsigned threads, char *shared,
+                     char *local) {
     const lmk_matmul *const m = call->m;
     const lmk_tile_product product = {.kernels = lmk_tile_kernels_for(m->dtype),
                                       .a = operand_a(m, item),
@@ -90,9 +97,12 @@ static void run_batch_item(void *context, size_t slot, unsigned worker) {
 }
 
 static lmk_status check(const lmk_matmul *m, lmk_error *error) {
-    if ((unsigned)m->layout > LMK_TN) return lmk_fail_range(error, "layout", "NN, NT or TN", m->layout);
-    if ((unsigned)m->dtype > LMK_FLOAT16) return lmk_fail_range(error, "dtype", "a storage type", m->dtype);
-    const size_t a_rows = m->layout == LMK_TN ? m->depth : m->rows, a_columns = m->layout == LMK_TN ? m->rows : m->depth;
+    if ((unsigned)m->layout > LMK_TN)
+        return lmk_fail_range(error, "layout", "NN, NT or TN", m->layout);
+    if ((unsigned)m->dtype > LMK_FLOAT16)
+        return lmk_fail_range(error, "dtype", "a storage type", m->dtype);
+    const size_t a_rows = m->layout == LMK_TN ? m->depth : m->rows,
+                 a_columns = m->layout == LMK_TN ? m->rows : m->depth;
     const size_t b_rows = m->layout == LMK_NT ? m->columns : m->depth;
     const size_t b_columns = m->layout == LMK_NT ? m->depth : m->columns;
     const struct {
@@ -105,10 +115,13 @@ static lmk_status check(const lmk_matmul *m, lmk_error *error) {
     for (size_t i = 0; i < 3; i++) {
         if (m->batch == 0 || matrices[i].rows == 0 || matrices[i].columns == 0) continue;
         if (matrices[i].stride < matrices[i].columns) {
-            return lmk_fail_size(error, matrices[i].stride_name, matrices[i].columns, matrices[i].stride);
+            return lmk_fail_size(error, matrices[i].stride_name, matrices[i].columns,
+                                 matrices[i].stride);
         }
-        if (!lmk_size_fits(matrices[i].rows, matrices[i].stride, matrices[i].columns, sizeof(float)) ||
-            !lmk_size_fits(m->batch, matrices[i].batch_stride, matrices[i].rows * matrices[i].stride, sizeof(float))) {
+        if (!lmk_size_fits(matrices[i].rows, matrices[i].stride, matrices[i].columns,
+                           sizeof(float)) ||
+            !lmk_size_fits(m->batch, matrices[i].batch_stride,
+                           matrices[i].rows * matrices[i].stride, sizeof(float))) {
             return lmk_fail_overflow(error, matrices[i].name);
         }
         if (!matrices[i].data) return lmk_fail_null(error, matrices[i].name);
@@ -120,7 +133,8 @@ static lmk_status check(const lmk_matmul *m, lmk_error *error) {
     return LMK_OK;
 }
 
-lmk_status lmk_matmul_run(const lmk_matmul *m, void *workspace, size_t workspace_size, lmk_error *error) {
+lmk_status lmk_matmul_run(const lmk_matmul *m, void *workspace, size_t workspace_size,
+                          lmk_error *error) {
     const lmk_status status = check(m, error);
     if (status != LMK_OK || m->batch == 0 || m->rows == 0 || m->columns == 0) return status;
     const size_t needed = lmk_matmul_workspace_size(m);

@@ -1,4 +1,5 @@
-// The tile matrix product: how rows, columns and depth are cut, and who packs what. The arithmetic is in kernels/tile.h.
+// The tile matrix product: how rows, columns and depth are cut, and who packs what. The arithmetic
+// is in kernels/tile.h.
 #include "lmk_tile.h"
 
 #include "lmk_check.h"
@@ -24,10 +25,12 @@ static lmk_parts row_panels(const lmk_tile_kernels *kernels, size_t rows) {
 }
 
 /// Bytes of one depth block of packed panels.
-static size_t block_bytes(size_t panels, size_t width, size_t steps) { return STEP_BYTES * panels * width * steps; }
+static size_t block_bytes(size_t panels, size_t width, size_t steps) {
+    return STEP_BYTES * panels * width * steps;
+}
 
-// A panel of a is `row_panel` lanes wide: those beyond its height are neighbours nobody reads. A panel of b is `columns` wide, but
-// the last one is 16 wide when that is enough.
+// A panel of a is `row_panel` lanes wide: those beyond its height are neighbours nobody reads. A
+// panel of b is `columns` wide, but the last one is 16 wide when that is enough.
 
 static size_t column_panel_width(const lmk_tile_kernels *kernels, size_t columns_left) {
     return columns_left <= LMK_PANEL_MAX / 2 ? LMK_PANEL_MAX / 2 : kernels->columns;
@@ -37,10 +40,12 @@ static size_t column_panel_width(const lmk_tile_kernels *kernels, size_t columns
 #define IN_PLACE_LIMIT ((size_t)64 << 10)
 
 static int is_small(const lmk_operand *x, size_t bytes) {
-    return !x->index && bytes * x->stride * (x->depth_contiguous ? x->lanes : x->depth) <= IN_PLACE_LIMIT;
+    return !x->index &&
+           bytes * x->stride * (x->depth_contiguous ? x->lanes : x->depth) <= IN_PLACE_LIMIT;
 }
 
-/// Whether tiles read a where it lies: float32, or pairs of bfloat16 that lie as the dot product wants them.
+/// Whether tiles read a where it lies: float32, or pairs of bfloat16 that lie as the dot product
+/// wants them.
 static int is_a_in_place(const lmk_tile_kernels *kernels, const lmk_operand *a) {
     if (kernels->elements_per_step == 1) return a->dtype == LMK_FLOAT32 && is_small(a, 4);
     return a->depth_contiguous && a->depth % 2 == 0 && a->stride % 2 == 0 && is_small(a, 2);
@@ -48,11 +53,12 @@ static int is_a_in_place(const lmk_tile_kernels *kernels, const lmk_operand *a) 
 
 /// Whether tiles read b where it lies: its columns are contiguous, and come by 16.
 static int is_b_in_place(const lmk_tile_kernels *kernels, const lmk_operand *b) {
-    return kernels->elements_per_step == 1 && b->dtype == LMK_FLOAT32 && !b->depth_contiguous && is_small(b, 4) &&
-           b->lanes % (LMK_PANEL_MAX / 2) == 0;
+    return kernels->elements_per_step == 1 && b->dtype == LMK_FLOAT32 && !b->depth_contiguous &&
+           is_small(b, 4) && b->lanes % (LMK_PANEL_MAX / 2) == 0;
 }
 
-/// A run of panels. Packed ones follow each other; else those of the operand itself, from its first lane and step on.
+/// A run of panels. Packed ones follow each other; else those of the operand itself, from its first
+/// lane and step on.
 typedef struct panel_run {
     const char *data;
     int is_packed;
@@ -61,21 +67,26 @@ typedef struct panel_run {
 
 static panel_run packed(const char *data) { return (panel_run){.data = data, .is_packed = 1}; }
 
-static panel_run in_place(const lmk_tile_kernels *kernels, const lmk_operand *x, size_t lane, size_t step) {
+static panel_run in_place(const lmk_tile_kernels *kernels, const lmk_operand *x, size_t lane,
+                          size_t step) {
     const size_t stride = x->stride / kernels->elements_per_step;
-    const panel_run run = {x->data, 0, x->depth_contiguous ? 1 : stride, x->depth_contiguous ? stride : 1};
-    return (panel_run){run.data + STEP_BYTES * (run.stride * step + run.lane_stride * lane), 0, run.stride, run.lane_stride};
+    const panel_run run = {x->data, 0, x->depth_contiguous ? 1 : stride,
+                           x->depth_contiguous ? stride : 1};
+    return (panel_run){run.data + STEP_BYTES * (run.stride * step + run.lane_stride * lane), 0,
+                       run.stride, run.lane_stride};
 }
 
 /// The panel that begins at `lane`, which in a packed run is `offset` bytes on, `width` lanes wide.
 static lmk_panel panel_at(const panel_run *run, size_t lane, size_t offset, size_t width) {
     if (run->is_packed) return (lmk_panel){run->data + offset, width, 1};
-    return (lmk_panel){run->data + STEP_BYTES * run->lane_stride * lane, run->stride, run->lane_stride};
+    return (lmk_panel){run->data + STEP_BYTES * run->lane_stride * lane, run->stride,
+                       run->lane_stride};
 }
 
-/// Packs panels first..<last (at most LMK_PACK_GROUP) of rows begin..<begin + rows of a, one depth block.
-static void pack_rows(const lmk_tile_kernels *kernels, const lmk_operand *a, size_t begin, size_t rows, size_t first,
-                      size_t last, size_t step, size_t steps, char *to) {
+/// Packs panels first..<last (at most LMK_PACK_GROUP) of rows begin..<begin + rows of a, one depth
+/// block.
+static void pack_rows(const lmk_tile_kernels *kernels, const lmk_operand *a, size_t begin,
+                      size_t rows, size_t first, size_t last, size_t step, size_t steps, char *to) {
     const lmk_parts panels = row_panels(kernels, rows);
     size_t lanes[LMK_PACK_GROUP];
     for (size_t i = first; i < last; i++) lanes[i - first] = begin + lmk_part(panels, i);
@@ -83,8 +94,8 @@ static void pack_rows(const lmk_tile_kernels *kernels, const lmk_operand *a, siz
 }
 
 /// Packs columns begin..<begin + columns of b, one depth block.
-static void pack_columns(const lmk_tile_kernels *kernels, const lmk_operand *b, size_t begin, size_t columns, size_t step,
-                         size_t steps, char *to) {
+static void pack_columns(const lmk_tile_kernels *kernels, const lmk_operand *b, size_t begin,
+                         size_t columns, size_t step, size_t steps, char *to) {
     for (size_t column = 0; column < columns;) {
         const size_t width = column_panel_width(kernels, columns - column);
         size_t lanes[LMK_PACK_GROUP], panels = 0;
@@ -98,12 +109,14 @@ static void pack_columns(const lmk_tile_kernels *kernels, const lmk_operand *b, 
     }
 }
 
-/// c (+)= a b for row panels first..<last and `columns` columns, one depth block; the runs begin at panel `first` and at the first
-/// column.
-static void multiply(const lmk_tile_kernels *kernels, panel_run a, panel_run b, size_t rows, size_t first, size_t last,
-                     size_t columns, size_t steps, float *c, size_t c_stride, int accumulate) {
+/// c (+)= a b for row panels first..<last and `columns` columns, one depth block; the runs begin at
+/// panel `first` and at the first column.
+static void multiply(const lmk_tile_kernels *kernels, panel_run a, panel_run b, size_t rows,
+                     size_t first, size_t last, size_t columns, size_t steps, float *c,
+                     size_t c_stride, int accumulate) {
     const lmk_parts panels = row_panels(kernels, rows);
-    const size_t first_row = lmk_part(panels, first), a_bytes = block_bytes(1, kernels->row_panel, steps);
+    const size_t first_row = lmk_part(panels, first),
+                 a_bytes = block_bytes(1, kernels->row_panel, steps);
     for (size_t group = first; group < last; group += PANELS_IN_L2) {
         const size_t group_end = lmk_min(last, group + PANELS_IN_L2);
         for (size_t column = 0; column < columns; column += kernels->columns) {
@@ -111,7 +124,8 @@ static void multiply(const lmk_tile_kernels *kernels, panel_run a, panel_run b, 
             const lmk_panel b_panel = panel_at(&b, column, block_bytes(1, column, steps), width);
             for (size_t i = group; i < group_end; i++) {
                 const size_t row = lmk_part(panels, i), height = lmk_part(panels, i + 1) - row;
-                const lmk_panel a_panel = panel_at(&a, row - first_row, (i - first) * a_bytes, kernels->row_panel);
+                const lmk_panel a_panel =
+                    panel_at(&a, row - first_row, (i - first) * a_bytes, kernels->row_panel);
                 const lmk_tile_function tile =
                     kernels->tile[height - 1][width > LMK_PANEL_MAX / 2][a_panel.lane_stride != 1];
                 tile(a_panel, b_panel, steps, c + (row - first_row) * c_stride + column, c_stride,
@@ -121,7 +135,8 @@ static void multiply(const lmk_tile_kernels *kernels, panel_run a, panel_run b, 
     }
 }
 
-/// Lanes that packed panels of `lanes` lanes take at most: a panel of a is 4 lanes for 3 rows, 8 for 6 or 16 for 14.
+/// Lanes that packed panels of `lanes` lanes take at most: a panel of a is 4 lanes for 3 rows, 8
+/// for 6 or 16 for 14.
 static size_t padded_lanes(size_t lanes) { return lanes + lanes / 3 + LMK_PANEL_MAX; }
 
 size_t lmk_tile_shared_size(size_t lanes, size_t depth) {
@@ -130,7 +145,8 @@ size_t lmk_tile_shared_size(size_t lanes, size_t depth) {
 
 size_t lmk_tile_local_size(size_t scratch_rows) {
     // PANELS_IN_L2 panels of a, or LMK_COLUMN_BLOCK columns of b.
-    const size_t packed = STEP_BYTES * LMK_DEPTH_BLOCK * lmk_max(PANELS_IN_L2 * ROW_PANEL_MAX, LMK_COLUMN_BLOCK);
+    const size_t packed =
+        STEP_BYTES * LMK_DEPTH_BLOCK * lmk_max(PANELS_IN_L2 * ROW_PANEL_MAX, LMK_COLUMN_BLOCK);
     return packed + sizeof(float) * LMK_COLUMN_BLOCK * scratch_rows;
 }
 
@@ -148,8 +164,9 @@ typedef struct tile_jobs {
 /// Depth blocks of the shared operand, one after the other: panels of one block are together.
 static char *shared_block(const tile_jobs *jobs, size_t step) {
     const lmk_tile_product *const p = jobs->product;
-    const size_t lanes = p->share_a ? row_panels(p->kernels, jobs->lanes).count * p->kernels->row_panel
-                                    : lmk_round_up(jobs->lanes, LMK_PANEL_MAX / 2);
+    const size_t lanes = p->share_a
+                             ? row_panels(p->kernels, jobs->lanes).count * p->kernels->row_panel
+                             : lmk_round_up(jobs->lanes, LMK_PANEL_MAX / 2);
     return (char *)p->shared + STEP_BYTES * lanes * step;
 }
 
@@ -158,8 +175,8 @@ static char *shared_block(const tile_jobs *jobs, size_t step) {
 
 static size_t shared_panel_groups(const tile_jobs *jobs) {
     const lmk_tile_product *const p = jobs->product;
-    const size_t panels =
-        p->share_a ? row_panels(p->kernels, jobs->lanes).count : lmk_divide_up(jobs->lanes, p->kernels->columns);
+    const size_t panels = p->share_a ? row_panels(p->kernels, jobs->lanes).count
+                                     : lmk_divide_up(jobs->lanes, p->kernels->columns);
     return lmk_divide_up(panels, PANELS_PER_PACK_SLOT);
 }
 
@@ -169,11 +186,13 @@ static void pack_shared(void *context, size_t slot, unsigned worker) {
     const lmk_tile_product *const p = jobs->product;
     const lmk_tile_kernels *const kernels = p->kernels;
     const size_t groups = shared_panel_groups(jobs), group = slot % groups;
-    const size_t step = slot / groups * LMK_DEPTH_BLOCK, steps = lmk_min(LMK_DEPTH_BLOCK, jobs->steps - step);
+    const size_t step = slot / groups * LMK_DEPTH_BLOCK,
+                 steps = lmk_min(LMK_DEPTH_BLOCK, jobs->steps - step);
     char *const block = shared_block(jobs, step);
     if (p->share_a) {
         const size_t first = group * PANELS_PER_PACK_SLOT;
-        const size_t last = lmk_min(first + PANELS_PER_PACK_SLOT, row_panels(kernels, jobs->lanes).count);
+        const size_t last =
+            lmk_min(first + PANELS_PER_PACK_SLOT, row_panels(kernels, jobs->lanes).count);
         pack_rows(kernels, &p->a, jobs->lane, jobs->lanes, first, last, jobs->step + step, steps,
                   block + block_bytes(first, kernels->row_panel, steps));
     } else {
@@ -190,34 +209,41 @@ static void clear(float *c, size_t c_stride, size_t rows, size_t columns) {
 }
 
 /// One column block of c for a range of row panels, b packed by this worker.
-static void run_shared_a(const tile_jobs *jobs, size_t first, size_t last, size_t column, size_t columns, char *local) {
+static void run_shared_a(const tile_jobs *jobs, size_t first, size_t last, size_t column,
+                         size_t columns, char *local) {
     const lmk_tile_product *const p = jobs->product;
     const lmk_tile_kernels *const kernels = p->kernels;
     const lmk_parts panels = row_panels(kernels, jobs->rows);
-    const size_t row = jobs->rows_begin + lmk_part(panels, first), row_end = jobs->rows_begin + lmk_part(panels, last);
+    const size_t row = jobs->rows_begin + lmk_part(panels, first),
+                 row_end = jobs->rows_begin + lmk_part(panels, last);
     float *const scratch = (float *)(void *)(local + lmk_tile_local_size(0));
     float *const c = p->c ? p->c + row * p->c_stride + column : scratch;
     const size_t c_stride = p->c ? p->c_stride : LMK_COLUMN_BLOCK;
     if (jobs->steps == 0 && !jobs->accumulate) clear(c, c_stride, row_end - row, columns);
-    // Few rows: one panel of b at a time, used while it is in L1. Many rows: all panels, so that a is read once from L2.
+    // Few rows: one panel of b at a time, used while it is in L1. Many rows: all panels, so that a
+    // is read once from L2.
     const int is_flat = last - first <= PANELS_IN_L2 && p->b.depth_contiguous;
     const size_t pack_columns_by = is_flat ? kernels->columns : columns;
     for (size_t step = 0; step < jobs->steps; step += LMK_DEPTH_BLOCK) {
         const size_t steps = lmk_min(LMK_DEPTH_BLOCK, jobs->steps - step);
-        panel_run a = packed(shared_block(jobs, step) + block_bytes(first, kernels->row_panel, steps));
+        panel_run a =
+            packed(shared_block(jobs, step) + block_bytes(first, kernels->row_panel, steps));
         if (is_a_in_place(kernels, &p->a)) a = in_place(kernels, &p->a, row, jobs->step + step);
         for (size_t at = 0; at < columns; at += pack_columns_by) {
             const size_t count = lmk_min(pack_columns_by, columns - at);
             panel_run b = packed(local);
-            if (is_b_in_place(kernels, &p->b)) b = in_place(kernels, &p->b, column + at, jobs->step + step);
+            if (is_b_in_place(kernels, &p->b))
+                b = in_place(kernels, &p->b, column + at, jobs->step + step);
             else pack_columns(kernels, &p->b, column + at, count, jobs->step + step, steps, local);
-            multiply(kernels, a, b, jobs->rows, first, last, count, steps, c + at, c_stride, jobs->accumulate || step > 0);
+            multiply(kernels, a, b, jobs->rows, first, last, count, steps, c + at, c_stride,
+                     jobs->accumulate || step > 0);
         }
     }
     if (p->epilogue) p->epilogue(p->context, c, c_stride, row, row_end - row, column, columns);
 }
 
-/// All columns of the shared block of b for a range of row panels, a packed by this worker PANELS_IN_L2 at a time.
+/// All columns of the shared block of b for a range of row panels, a packed by this worker
+/// PANELS_IN_L2 at a time.
 static void run_shared_b(const tile_jobs *jobs, size_t first, size_t last, char *local) {
     const lmk_tile_product *const p = jobs->product;
     const lmk_tile_kernels *const kernels = p->kernels;
@@ -227,15 +253,19 @@ static void run_shared_b(const tile_jobs *jobs, size_t first, size_t last, char 
         const size_t row = jobs->rows_begin + lmk_part(panels, group);
         float *const c = p->c + row * p->c_stride + jobs->columns_begin;
         const size_t row_end = jobs->rows_begin + lmk_part(panels, group_end);
-        if (jobs->steps == 0 && !jobs->accumulate) clear(c, p->c_stride, row_end - row, jobs->columns);
+        if (jobs->steps == 0 && !jobs->accumulate)
+            clear(c, p->c_stride, row_end - row, jobs->columns);
         for (size_t step = 0; step < jobs->steps; step += LMK_DEPTH_BLOCK) {
             const size_t steps = lmk_min(LMK_DEPTH_BLOCK, jobs->steps - step);
             panel_run a = packed(local), b = packed(shared_block(jobs, step));
             if (is_a_in_place(kernels, &p->a)) a = in_place(kernels, &p->a, row, jobs->step + step);
-            else pack_rows(kernels, &p->a, jobs->rows_begin, jobs->rows, group, group_end, jobs->step + step, steps, local);
-            if (is_b_in_place(kernels, &p->b)) b = in_place(kernels, &p->b, jobs->columns_begin, jobs->step + step);
-            multiply(kernels, a, b, jobs->rows, group, group_end, jobs->columns, steps, c, p->c_stride,
-                     jobs->accumulate || step > 0);
+            else
+                pack_rows(kernels, &p->a, jobs->rows_begin, jobs->rows, group, group_end,
+                          jobs->step + step, steps, local);
+            if (is_b_in_place(kernels, &p->b))
+                b = in_place(kernels, &p->b, jobs->columns_begin, jobs->step + step);
+            multiply(kernels, a, b, jobs->rows, group, group_end, jobs->columns, steps, c,
+                     p->c_stride, jobs->accumulate || step > 0);
         }
     }
 }
@@ -245,7 +275,8 @@ static void run_job(void *context, size_t slot, unsigned worker) {
     const lmk_tile_product *const p = jobs->product;
     char *const local = p->local + worker * p->local_size;
     const lmk_parts parts = lmk_cut(row_panels(p->kernels, jobs->rows).count, jobs->row_parts);
-    const size_t part = slot % jobs->row_parts, first = lmk_part(parts, part), last = lmk_part(parts, part + 1);
+    const size_t part = slot % jobs->row_parts, first = lmk_part(parts, part),
+                 last = lmk_part(parts, part + 1);
     if (!p->share_a) {
         run_shared_b(jobs, first, last, local);
         return;
@@ -264,7 +295,8 @@ static void run_job(void *context, size_t slot, unsigned worker) {
 static void run_shared(tile_jobs *jobs) {
     const lmk_tile_product *const p = jobs->product;
     if (!(p->share_a ? is_a_in_place(p->kernels, &p->a) : is_b_in_place(p->kernels, &p->b))) {
-        const size_t slots = shared_panel_groups(jobs) * lmk_divide_up(jobs->steps, LMK_DEPTH_BLOCK);
+        const size_t slots =
+            shared_panel_groups(jobs) * lmk_divide_up(jobs->steps, LMK_DEPTH_BLOCK);
         lmk_parallel_for(slots, p->threads, pack_shared, jobs);
     }
     const size_t wanted = p->threads > 1 ? JOBS_PER_THREAD * (size_t)p->threads : 1;
@@ -274,13 +306,17 @@ static void run_shared(tile_jobs *jobs) {
         // Narrower columns before shorter rows: cutting rows packs b again.
         jobs->job_columns = p->chunk ? p->chunk : LMK_COLUMN_BLOCK;
         if (!p->chunk && !p->epilogue && jobs->columns / jobs->job_columns < wanted) {
-            jobs->job_columns = lmk_max(2 * LMK_PANEL_MAX, lmk_round_up(lmk_divide_up(jobs->columns, wanted), LMK_PANEL_MAX));
+            jobs->job_columns =
+                lmk_max(2 * LMK_PANEL_MAX,
+                        lmk_round_up(lmk_divide_up(jobs->columns, wanted), LMK_PANEL_MAX));
             jobs->job_columns = lmk_min(jobs->job_columns, LMK_COLUMN_BLOCK);
         }
         column_jobs = lmk_divide_up(jobs->columns, jobs->job_columns);
         jobs->row_parts = lmk_min(panels, lmk_divide_up(wanted, column_jobs));
     } else {
-        jobs->row_parts = p->threads > 1 ? lmk_min(panels, lmk_max(wanted, lmk_divide_up(panels, PANELS_IN_L2))) : 1;
+        jobs->row_parts =
+            p->threads > 1 ? lmk_min(panels, lmk_max(wanted, lmk_divide_up(panels, PANELS_IN_L2)))
+                           : 1;
     }
     lmk_parallel_for(column_jobs * jobs->row_parts, p->threads, run_job, jobs);
 }
@@ -291,7 +327,8 @@ void lmk_tile_run(const lmk_tile_product *product) {
     const lmk_tile_kernels *const kernels = product->kernels;
     const size_t steps = steps_of(kernels, product->a.depth);
     const size_t lanes = product->share_a ? rows : columns;
-    // As much of the shared operand at a time as there is room for: all of its lanes first, then depth blocks.
+    // As much of the shared operand at a time as there is room for: all of its lanes first, then
+    // depth blocks.
     const size_t room = product->shared_size / (STEP_BYTES * LMK_DEPTH_BLOCK);
     const size_t after_padding = room - lmk_min(room, LMK_PANEL_MAX);
     size_t widest = lmk_max(1, after_padding / 4 * 3 + lmk_min(after_padding % 4, 2));

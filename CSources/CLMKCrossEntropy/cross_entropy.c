@@ -4,7 +4,8 @@
 #include <math.h>
 #include <string.h>
 
-// Losses and factors of rows are computed here, in baseline code: without contraction they have the same bits everywhere.
+// Losses and factors of rows are computed here, in baseline code: without contraction they have the
+// same bits everywhere.
 #pragma STDC FP_CONTRACT OFF
 
 static const cross_entropy_kernels *kernels_in_use(void) {
@@ -20,10 +21,12 @@ static const cross_entropy_kernels *kernels_in_use(void) {
     }
 }
 
-// ---- Validation -----------------------------------------------------------------------------------------------------
+// ---- Validation
+// -----------------------------------------------------------------------------------------------------
 
 static int64_t stored_target(const lmk_cross_entropy *p, size_t at) {
-    return p->target_type == LMK_TARGET_INT32 ? ((const int32_t *)p->targets)[at] : ((const int64_t *)p->targets)[at];
+    return p->target_type == LMK_TARGET_INT32 ? ((const int32_t *)p->targets)[at]
+                                              : ((const int64_t *)p->targets)[at];
 }
 
 /// Class of a row; -1 where it is ignored.
@@ -37,8 +40,8 @@ static int32_t target_of(const lmk_cross_entropy *p, size_t row) {
     return target == p->ignore_index ? -1 : (int32_t)target;
 }
 
-static lmk_status check_matrix(const char *name, const char *stride_name, const void *data, size_t rows, size_t columns,
-                               size_t stride, lmk_error *error) {
+static lmk_status check_matrix(const char *name, const char *stride_name, const void *data,
+                               size_t rows, size_t columns, size_t stride, lmk_error *error) {
     if (stride < columns) return lmk_fail_size(error, stride_name, columns, stride);
     if (!lmk_size_fits(rows, stride, columns, sizeof(float))) return lmk_fail_overflow(error, name);
     if (rows > 0 && !data) return lmk_fail_null(error, name);
@@ -46,10 +49,12 @@ static lmk_status check_matrix(const char *name, const char *stride_name, const 
 }
 
 static lmk_status check_options(const lmk_cross_entropy *p, lmk_error *error) {
-    if (p->rows > UINT32_MAX) return lmk_fail_range(error, "rows", "at most 2^32 - 1", (int64_t)p->rows);
+    if (p->rows > UINT32_MAX)
+        return lmk_fail_range(error, "rows", "at most 2^32 - 1", (int64_t)p->rows);
     if (p->features == 0) return lmk_fail_size(error, "features", 1, 0);
     if (p->vocabulary == 0) return lmk_fail_size(error, "vocabulary", 1, 0);
-    if (p->vocabulary > INT32_MAX) return lmk_fail_range(error, "vocabulary", "at most 2^31 - 1", (int64_t)p->vocabulary);
+    if (p->vocabulary > INT32_MAX)
+        return lmk_fail_range(error, "vocabulary", "at most 2^31 - 1", (int64_t)p->vocabulary);
     if ((unsigned)p->target_type > LMK_TARGET_INT32) {
         return lmk_fail_range(error, "target_type", "int64 or int32", p->target_type);
     }
@@ -65,11 +70,13 @@ static lmk_status check_options(const lmk_cross_entropy *p, lmk_error *error) {
     if (!(p->label_smoothing >= 0 && p->label_smoothing <= 1)) {
         return lmk_fail_real(error, "label_smoothing", "from 0 to 1", p->label_smoothing);
     }
-    if (!(p->z_loss >= 0 && isfinite(p->z_loss))) return lmk_fail_real(error, "z_loss", "finite and at least 0", p->z_loss);
+    if (!(p->z_loss >= 0 && isfinite(p->z_loss)))
+        return lmk_fail_real(error, "z_loss", "finite and at least 0", p->z_loss);
     if (p->target_shift > 0) {
         if (p->tokens_per_sequence == 0) return lmk_fail_size(error, "tokens_per_sequence", 1, 0);
         if (p->rows % p->tokens_per_sequence != 0) {
-            return lmk_fail_range(error, "tokens_per_sequence", "a divisor of rows", (int64_t)p->tokens_per_sequence);
+            return lmk_fail_range(error, "tokens_per_sequence", "a divisor of rows",
+                                  (int64_t)p->tokens_per_sequence);
         }
     }
     return LMK_OK;
@@ -78,10 +85,12 @@ static lmk_status check_options(const lmk_cross_entropy *p, lmk_error *error) {
 static lmk_status check_problem(const lmk_cross_entropy *p, lmk_error *error) {
     lmk_status status = check_options(p, error);
     if (status != LMK_OK) return status;
-    status = check_matrix("hidden", "hidden_stride", p->hidden, p->rows, p->features, p->hidden_stride, error);
+    status = check_matrix("hidden", "hidden_stride", p->hidden, p->rows, p->features,
+                          p->hidden_stride, error);
     if (status != LMK_OK) return status;
-    status = check_matrix("classifier", "classifier_stride", p->classifier, p->rows > 0 ? p->vocabulary : 0, p->features,
-                          p->classifier_stride, error);
+    status =
+        check_matrix("classifier", "classifier_stride", p->classifier,
+                     p->rows > 0 ? p->vocabulary : 0, p->features, p->classifier_stride, error);
     if (status != LMK_OK) return status;
     if (p->rows > 0 && !p->targets) return lmk_fail_null(error, "targets");
     for (size_t row = 0; row < p->rows; row++) {
@@ -107,29 +116,33 @@ static lmk_status check_problem(const lmk_cross_entropy *p, lmk_error *error) {
     return LMK_OK;
 }
 
-static lmk_status check_gradients(const lmk_cross_entropy *p, const lmk_cross_entropy_gradients *g, lmk_error *error) {
+static lmk_status check_gradients(const lmk_cross_entropy *p, const lmk_cross_entropy_gradients *g,
+                                  lmk_error *error) {
     const int has_other = g->log_sum_exp_gradients || g->entropy_gradients;
     if (p->reduction == LMK_REDUCTION_NONE && !g->loss_gradients && !has_other) {
         return lmk_fail_conflict(error, "loss_gradients", "needed when the reduction is none");
     }
     if (p->reduction != LMK_REDUCTION_NONE && g->loss_gradients) {
-        return lmk_fail_conflict(error, "loss_gradients", "only for the reduction none; mean and sum take loss_gradient");
+        return lmk_fail_conflict(error, "loss_gradients",
+                                 "only for the reduction none; mean and sum take loss_gradient");
     }
     lmk_status status = LMK_OK;
     if (g->hidden) {
-        status = check_matrix("hidden_gradient", "hidden_gradient_stride", g->hidden, p->rows, p->features, g->hidden_stride,
-                              error);
+        status = check_matrix("hidden_gradient", "hidden_gradient_stride", g->hidden, p->rows,
+                              p->features, g->hidden_stride, error);
     }
     if (status == LMK_OK && g->classifier) {
-        status = check_matrix("classifier_gradient", "classifier_gradient_stride", g->classifier, p->vocabulary, p->features,
-                              g->classifier_stride, error);
+        status = check_matrix("classifier_gradient", "classifier_gradient_stride", g->classifier,
+                              p->vocabulary, p->features, g->classifier_stride, error);
     }
     return status;
 }
 
-// ---- One call -------------------------------------------------------------------------------------------------------
+// ---- One call
+// -------------------------------------------------------------------------------------------------------
 
-/// The arrays of a block, one entry for each of its rows: ROW_ARRAYS of them, the states counting three.
+/// The arrays of a block, one entry for each of its rows: ROW_ARRAYS of them, the states counting
+/// three.
 typedef struct block_memory {
     lmk_cross_entropy_row *states;
     float *log_sum_exp, *entropy, *target_logit, *target_loss;
@@ -149,8 +162,9 @@ typedef struct cross_entropy_call {
     cross_entropy_plan plan;
     char *memory;
 
-    /// Rows that cost anything: the valid ones in order, then those ignored ones whose lse or entropy is asked for. The first
-    /// `gradient_count` have a gradient. In this order the sums over rows are the same whichever outputs are asked for.
+    /// Rows that cost anything: the valid ones in order, then those ignored ones whose lse or
+    /// entropy is asked for. The first `gradient_count` have a gradient. In this order the sums
+    /// over rows are the same whichever outputs are asked for.
     uint32_t *active;
     size_t active_count, gradient_count;
     size_t valid_rows, correct;
@@ -211,9 +225,11 @@ static void take_block_memory(cross_entropy_call *call) {
     row_statistics *const s = &call->block.statistics;
     s->max = take_array(&at, count);
     s->sum = take_array(&at, count);
-    float *const weighted_sum = take_array(&at, count), *const smoothing_sum = take_array(&at, count);
+    float *const weighted_sum = take_array(&at, count), *const smoothing_sum =
+                                                            take_array(&at, count);
     int32_t *const argmax = (int32_t *)take_array(&at, count);
-    const int needs_entropy = call->outputs->entropy || (call->gradients && call->gradients->entropy_gradients);
+    const int needs_entropy =
+        call->outputs->entropy || (call->gradients && call->gradients->entropy_gradients);
     s->weighted_sum = needs_entropy ? weighted_sum : 0;
     s->smoothing_sum = p->label_smoothing > 0 ? smoothing_sum : 0;
     s->argmax = call->outputs->predicted ? argmax : 0;
@@ -241,11 +257,13 @@ static void count_rows(cross_entropy_call *call) {
     for (size_t row = 0; all && row < p->rows; row++) {
         if (target_of(p, row) < 0) call->active[call->active_count++] = (uint32_t)row;
     }
-    if (g && (g->log_sum_exp_gradients || g->entropy_gradients)) call->gradient_count = call->active_count;
+    if (g && (g->log_sum_exp_gradients || g->entropy_gradients))
+        call->gradient_count = call->active_count;
     call->class_weight = (double)p->vocabulary;
     if (p->class_weights) {
         call->class_weight = 0;
-        for (size_t j = 0; j < p->vocabulary; j++) call->class_weight += (double)p->class_weights[j];
+        for (size_t j = 0; j < p->vocabulary; j++)
+            call->class_weight += (double)p->class_weights[j];
     }
 }
 
@@ -260,7 +278,8 @@ static lmk_operand hidden_operand(const cross_entropy_call *call, int as_lanes) 
                          .index = call->active + call->first};
 }
 
-static lmk_operand classifier_operand(const cross_entropy_call *call, int as_lanes, size_t first, size_t count) {
+static lmk_operand classifier_operand(const cross_entropy_call *call, int as_lanes, size_t first,
+                                      size_t count) {
     const lmk_cross_entropy *const p = call->p;
     return (lmk_operand){.data = p->classifier + first * p->classifier_stride,
                          .dtype = LMK_FLOAT32,
@@ -280,8 +299,10 @@ static lmk_tile_product product(const cross_entropy_call *call) {
                               .local_size = plan->local_size};
 }
 
-/// Products of the block's rows with classes first..<first + count, into `c` or only past the statistics.
-static void multiply_logits(cross_entropy_call *call, size_t first, size_t count, float *c, int takes_in) {
+/// Products of the block's rows with classes first..<first + count, into `c` or only past the
+/// statistics.
+static void multiply_logits(cross_entropy_call *call, size_t first, size_t count, float *c,
+                            int takes_in) {
     lmk_tile_product logits = product(call);
     logits.a = hidden_operand(call, 1);
     logits.b = classifier_operand(call, 1, first, count);
@@ -299,9 +320,11 @@ static void multiply_logits(cross_entropy_call *call, size_t first, size_t count
 static void finish_slot(void *context, size_t slot, unsigned worker) {
     (void)worker;
     cross_entropy_call *const call = context;
-    const size_t begin = slot * ROWS_PER_SLOT, end = lmk_min(begin + ROWS_PER_SLOT, call->block.rows);
-    call->kernels->finish(&call->block, lmk_divide_up(call->p->vocabulary, VOCABULARY_CHUNK), begin, end, call->rows.states,
-                          call->rows.log_sum_exp, call->block.statistics.weighted_sum ? call->rows.entropy : 0);
+    const size_t begin = slot * ROWS_PER_SLOT,
+                 end = lmk_min(begin + ROWS_PER_SLOT, call->block.rows);
+    call->kernels->finish(&call->block, lmk_divide_up(call->p->vocabulary, VOCABULARY_CHUNK), begin,
+                          end, call->rows.states, call->rows.log_sum_exp,
+                          call->block.statistics.weighted_sum ? call->rows.entropy : 0);
 }
 
 /// Outputs of the block's rows, and their part of the loss.
@@ -350,16 +373,19 @@ static void put_factors(cross_entropy_call *call) {
         const size_t row = call->active[call->first + i];
         const int32_t target = m->target[i];
         const lmk_cross_entropy_row state = m->states[i];
-        // Upstream gradients of the cross-entropy part and of the z part, which a mean divides by different numbers.
+        // Upstream gradients of the cross-entropy part and of the z part, which a mean divides by
+        // different numbers.
         double upstream = (double)g->loss_gradient, z_upstream = upstream;
-        if (p->reduction == LMK_REDUCTION_NONE) upstream = z_upstream = g->loss_gradients ? (double)g->loss_gradients[row] : 0;
+        if (p->reduction == LMK_REDUCTION_NONE)
+            upstream = z_upstream = g->loss_gradients ? (double)g->loss_gradients[row] : 0;
         if (p->reduction == LMK_REDUCTION_MEAN) {
             upstream = quotient_or_zero(upstream, call->target_weight);
             z_upstream = quotient_or_zero(z_upstream, (double)call->valid_rows);
         }
         if (target < 0) upstream = z_upstream = 0;
         const double lse = (double)m->log_sum_exp[i];
-        const double own = target < 0 ? 0 : upstream * (1 - smoothing) * (double)weight_of(p, target);
+        const double own =
+            target < 0 ? 0 : upstream * (1 - smoothing) * (double)weight_of(p, target);
         double probability = own + upstream * over_vocabulary * call->class_weight;
         if (p->z_loss > 0 && target >= 0) probability += z_upstream * 2 * (double)p->z_loss * lse;
         if (g->log_sum_exp_gradients) probability += (double)g->log_sum_exp_gradients[row];
@@ -372,7 +398,8 @@ static void put_factors(cross_entropy_call *call) {
         f->target[i] = (float)own;
         m->target_loss[i] = state.target_loss;
     }
-    call->kernels->target_probabilities(m->target_loss, f->target_probability, f->target_complement, call->block.rows);
+    call->kernels->target_probabilities(m->target_loss, f->target_probability, f->target_complement,
+                                        call->block.rows);
     call->block.factors = *f;
     if (smoothing == 0) call->block.factors.smoothing = 0;
     if (!g->entropy_gradients) call->block.factors.entropy = 0;
@@ -383,7 +410,8 @@ static void gradient_slot(void *context, size_t slot, unsigned worker) {
     cross_entropy_call *const call = context;
     const size_t begin = slot * call->gradient_columns;
     const size_t columns = lmk_min(call->gradient_columns, call->panel_columns - begin);
-    call->kernels->gradient(&call->block, call->panel + begin, call->plan.panel_stride, begin, columns);
+    call->kernels->gradient(&call->block, call->panel + begin, call->plan.panel_stride, begin,
+                            columns);
 }
 
 /// Gradients from the logits in the panel: classes first..<first + count.
@@ -395,7 +423,8 @@ static void use_panel(cross_entropy_call *call, size_t first, size_t count) {
     call->panel_columns = count;
     const int is_narrow = count < 4 * (size_t)plan->threads * VOCABULARY_CHUNK;
     call->gradient_columns = is_narrow ? LMK_COLUMN_BLOCK / 4 : VOCABULARY_CHUNK;
-    lmk_parallel_for(lmk_divide_up(count, call->gradient_columns), plan->threads, gradient_slot, call);
+    lmk_parallel_for(lmk_divide_up(count, call->gradient_columns), plan->threads, gradient_slot,
+                     call);
 
     const lmk_operand panel = {.data = call->panel,
                                .dtype = LMK_FLOAT32,
@@ -431,7 +460,8 @@ static void put_hidden_gradient_slot(void *context, size_t slot, unsigned worker
     const cross_entropy_call *const call = context;
     const lmk_cross_entropy_gradients *const g = call->gradients;
     const size_t features = call->p->features;
-    const float *const from = (const float *)(const void *)(call->memory + call->plan.hidden_gradient);
+    const float *const from =
+        (const float *)(const void *)(call->memory + call->plan.hidden_gradient);
     const size_t end = lmk_min((slot + 1) * ROWS_PER_SLOT, call->block.rows);
     for (size_t i = slot * ROWS_PER_SLOT; i < end; i++) {
         float *const to = g->hidden + call->active[call->first + i] * g->hidden_stride;
@@ -482,7 +512,8 @@ static void run_block(cross_entropy_call *call, size_t first) {
         if (plan->mode == LMK_MODE_RECOMPUTE) multiply_logits(call, class, count, call->panel, 0);
         use_panel(call, class, count);
     }
-    if (call->gradients->hidden) lmk_parallel_for(slots, plan->threads, put_hidden_gradient_slot, call);
+    if (call->gradients->hidden)
+        lmk_parallel_for(slots, plan->threads, put_hidden_gradient_slot, call);
 }
 
 static void clear_rows(float *x, size_t rows, size_t columns, size_t stride) {
@@ -525,14 +556,16 @@ static void summarise(const cross_entropy_call *call, lmk_cross_entropy_summary 
 }
 
 /// Everything after validation of the arguments that only one phase has.
-static lmk_status run(cross_entropy_call *call, lmk_cross_entropy_summary *summary, void *workspace, size_t workspace_size,
-                      lmk_error *error) {
+static lmk_status run(cross_entropy_call *call, lmk_cross_entropy_summary *summary, void *workspace,
+                      size_t workspace_size, lmk_error *error) {
     const lmk_cross_entropy *const p = call->p;
     if (!lmk_cross_entropy_plan(p, call->gradients, call->phase, &call->plan)) {
         return lmk_fail_size(error, "memory_budget", call->plan.total,
-                             p->memory_budget ? p->memory_budget : LMK_CROSS_ENTROPY_DEFAULT_BUDGET);
+                             p->memory_budget ? p->memory_budget
+                                              : LMK_CROSS_ENTROPY_DEFAULT_BUDGET);
     }
-    if (workspace_size < call->plan.total) return lmk_fail_size(error, "workspace", call->plan.total, workspace_size);
+    if (workspace_size < call->plan.total)
+        return lmk_fail_size(error, "workspace", call->plan.total, workspace_size);
     if (call->plan.total > 0 && !workspace) return lmk_fail_null(error, "workspace");
     call->kernels = kernels_in_use();
     call->memory = (char *)lmk_round_up((uintptr_t)workspace, 64);
@@ -551,37 +584,44 @@ static lmk_status run(cross_entropy_call *call, lmk_cross_entropy_summary *summa
         }
     }
     clear_outputs(call);
-    for (size_t first = 0; first < call->active_count; first += call->plan.block_rows) run_block(call, first);
+    for (size_t first = 0; first < call->active_count; first += call->plan.block_rows)
+        run_block(call, first);
     summarise(call, summary);
     return LMK_OK;
 }
 
-size_t lmk_cross_entropy_workspace_size(const lmk_cross_entropy *problem, const lmk_cross_entropy_gradients *gradients) {
+size_t lmk_cross_entropy_workspace_size(const lmk_cross_entropy *problem,
+                                        const lmk_cross_entropy_gradients *gradients) {
     if (check_options(problem, 0) != LMK_OK) return 0;
     cross_entropy_plan plan, backward;
-    if (!lmk_cross_entropy_plan(problem, gradients, gradients ? PHASE_BOTH : PHASE_FORWARD, &plan)) return 0;
-    if (!gradients || !lmk_cross_entropy_plan(problem, gradients, PHASE_BACKWARD, &backward)) return plan.total;
+    if (!lmk_cross_entropy_plan(problem, gradients, gradients ? PHASE_BOTH : PHASE_FORWARD, &plan))
+        return 0;
+    if (!gradients || !lmk_cross_entropy_plan(problem, gradients, PHASE_BACKWARD, &backward))
+        return plan.total;
     return lmk_max(plan.total, backward.total);
 }
 
-lmk_status lmk_cross_entropy_forward(const lmk_cross_entropy *problem, const lmk_cross_entropy_outputs *outputs,
-                                     lmk_cross_entropy_summary *summary, void *workspace, size_t workspace_size,
-                                     lmk_error *error) {
+lmk_status lmk_cross_entropy_forward(const lmk_cross_entropy *problem,
+                                     const lmk_cross_entropy_outputs *outputs,
+                                     lmk_cross_entropy_summary *summary, void *workspace,
+                                     size_t workspace_size, lmk_error *error) {
     const lmk_status status = check_problem(problem, error);
     if (status != LMK_OK) return status;
     cross_entropy_call call = {.p = problem, .outputs = outputs, .phase = PHASE_FORWARD};
     return run(&call, summary, workspace, workspace_size, error);
 }
 
-lmk_status lmk_cross_entropy_backward(const lmk_cross_entropy *problem, const lmk_cross_entropy_row *row_states,
-                                      const float *entropy, const lmk_cross_entropy_gradients *gradients,
-                                      lmk_cross_entropy_summary *summary, void *workspace, size_t workspace_size,
-                                      lmk_error *error) {
+lmk_status lmk_cross_entropy_backward(const lmk_cross_entropy *problem,
+                                      const lmk_cross_entropy_row *row_states, const float *entropy,
+                                      const lmk_cross_entropy_gradients *gradients,
+                                      lmk_cross_entropy_summary *summary, void *workspace,
+                                      size_t workspace_size, lmk_error *error) {
     lmk_status status = check_problem(problem, error);
     if (status == LMK_OK) status = check_gradients(problem, gradients, error);
     if (status != LMK_OK) return status;
     if (problem->rows > 0 && !row_states) return lmk_fail_null(error, "row_states");
-    if (problem->rows > 0 && gradients->entropy_gradients && !entropy) return lmk_fail_null(error, "entropy");
+    if (problem->rows > 0 && gradients->entropy_gradients && !entropy)
+        return lmk_fail_null(error, "entropy");
     cross_entropy_call call = {.p = problem,
                                .gradients = gradients,
                                .row_states = row_states,
@@ -590,13 +630,15 @@ lmk_status lmk_cross_entropy_backward(const lmk_cross_entropy *problem, const lm
     return run(&call, summary, workspace, workspace_size, error);
 }
 
-lmk_status lmk_cross_entropy_forward_backward(const lmk_cross_entropy *problem, const lmk_cross_entropy_outputs *outputs,
+lmk_status lmk_cross_entropy_forward_backward(const lmk_cross_entropy *problem,
+                                              const lmk_cross_entropy_outputs *outputs,
                                               const lmk_cross_entropy_gradients *gradients,
-                                              lmk_cross_entropy_summary *summary, void *workspace, size_t workspace_size,
-                                              lmk_error *error) {
+                                              lmk_cross_entropy_summary *summary, void *workspace,
+                                              size_t workspace_size, lmk_error *error) {
     lmk_status status = check_problem(problem, error);
     if (status == LMK_OK) status = check_gradients(problem, gradients, error);
     if (status != LMK_OK) return status;
-    cross_entropy_call call = {.p = problem, .outputs = outputs, .gradients = gradients, .phase = PHASE_BOTH};
+    cross_entropy_call call = {
+        .p = problem, .outputs = outputs, .gradients = gradients, .phase = PHASE_BOTH};
     return run(&call, summary, workspace, workspace_size, error);
 }

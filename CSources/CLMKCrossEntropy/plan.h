@@ -22,8 +22,10 @@ typedef struct cross_entropy_plan {
 /// Arrays of one number for each row and chunk.
 #define STATISTICS_ARRAYS 5
 
-/// Chooses blocks and mode. Returns 0, with the least budget that would do in `plan->total`, when the budget is too small.
-int lmk_cross_entropy_plan(const lmk_cross_entropy *problem, const lmk_cross_entropy_gradients *gradients,
-                           cross_entropy_phase phase, cross_entropy_plan *plan);
+/// Chooses blocks and mode. Returns 0, with the least budget that would do in `plan->total`, when
+/// the budget is too small.
+int lmk_cross_entropy_plan(const lmk_cross_entropy *problem,
+                           const lmk_cross_entropy_gradients *gradients, cross_entropy_phase phase,
+                           cross_entropy_plan *plan);
 
 #endif

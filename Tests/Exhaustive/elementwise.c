@@ -1,14 +1,16 @@
 // Every float32 through the elementwise functions and the storage conversions.
 //
 //     clang -O2 -std=c11 -pthread -ICSources/CLMKCore/include -ICSources/CLMKCore/internal \
-//         Tests/Exhaustive/elementwise.c CSources/CLMKCore/*.c CSources/CLMKCore/kernels/*.c -lomp5 -lm -o /tmp/elementwise
-//     /tmp/elementwise                  everything, every bit pattern: 177 s of processor time, on two threads
-//     /tmp/elementwise exp 1009         one function, every 1009th bit pattern
+//         Tests/Exhaustive/elementwise.c CSources/CLMKCore/*.c CSources/CLMKCore/kernels/*.c -lomp5
+//         -lm -o /tmp/elementwise
+//     /tmp/elementwise                  everything, every bit pattern: 177 s of processor time, on
+//     two threads /tmp/elementwise exp 1009         one function, every 1009th bit pattern
 //     LMK_ISA=avx2 /tmp/elementwise     with a smaller instruction set: generic, avx2, avx512, neon
 //
-// Prints, for each function, the largest error in ulp against the C library in double, the argument it was found at, and how
-// many special values came out wrong; for each conversion, how many results differ from the scalar reference below. Exits with
-// 1 when an error is above its bound or a value is wrong.
+// Prints, for each function, the largest error in ulp against the C library in double, the argument
+// it was found at, and how many special values came out wrong; for each conversion, how many
+// results differ from the scalar reference below. Exits with 1 when an error is above its bound or
+// a value is wrong.
 
 #define _POSIX_C_SOURCE 200809L
 #include "lmk_core.h"
@@ -25,8 +27,8 @@
 
 static double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
 
-// Largest error allowed, in ulp: measured over every float32 and rounded up. `fused` is for instruction sets with fused
-// multiply-add, whose results all have the same bits.
+// Largest error allowed, in ulp: measured over every float32 and rounded up. `fused` is for
+// instruction sets with fused multiply-add, whose results all have the same bits.
 typedef struct function_case {
     const char *name;
     lmk_function function;
@@ -35,12 +37,9 @@ typedef struct function_case {
 } function_case;
 
 static const function_case functions[] = {
-    {"exp", LMK_EXP, exp, 0.92, 1.19},
-    {"log", LMK_LOG, log, 0.92, 0.98},
-    {"log1p", LMK_LOG1P, log1p, 0.92, 1.00},
-    {"expm1", LMK_EXPM1, expm1, 1.24, 1.26},
-    {"tanh", LMK_TANH, tanh, 1.75, 1.81},
-    {"sigmoid", LMK_SIGMOID, sigmoid, 1.65, 1.99},
+    {"exp", LMK_EXP, exp, 0.92, 1.19},       {"log", LMK_LOG, log, 0.92, 0.98},
+    {"log1p", LMK_LOG1P, log1p, 0.92, 1.00}, {"expm1", LMK_EXPM1, expm1, 1.24, 1.26},
+    {"tanh", LMK_TANH, tanh, 1.75, 1.81},    {"sigmoid", LMK_SIGMOID, sigmoid, 1.65, 1.99},
 };
 
 static float float_of(uint32_t bits) {
@@ -55,7 +54,8 @@ static uint32_t bits_of_float(float x) {
     return bits;
 }
 
-/// Distance in ulp of the float32 nearest to `want`, which is finite; 2^-149 where that is denormal. Infinity counts as 2^128.
+/// Distance in ulp of the float32 nearest to `want`, which is finite; 2^-149 where that is
+/// denormal. Infinity counts as 2^128.
 static double error_in_ulp(float got, double want) {
     uint64_t bits;
     memcpy(&bits, &want, sizeof bits);
@@ -75,7 +75,8 @@ static int special_is_right(float got, double want) {
     return !isnan(got) && (got != 0 || signbit(got) == signbit(want));
 }
 
-// ---- Conversions -----------------------------------------------------------------------------------------------------
+// ---- Conversions
+// -----------------------------------------------------------------------------------------------------
 
 /// `kept` with the discarded `rest` rounded to nearest even, `rest` in [0, 2 half).
 static uint32_t rounded(uint32_t kept, uint32_t rest, uint32_t half) {
@@ -92,11 +93,14 @@ static uint16_t reference_to_f16(uint32_t u) {
     if (magnitude > 0x7f800000) return (uint16_t)(sign | 0x7e00 | (magnitude >> 13 & 0x3ff));
     if (exponent >= 127 + 16) return (uint16_t)(sign | 0x7c00);
     if (exponent >= 127 - 14)
-        return (uint16_t)(sign | rounded((magnitude >> 13) - (112 << 10), magnitude & 0x1fff, 0x1000));
+        return (uint16_t)(sign |
+                          rounded((magnitude >> 13) - (112 << 10), magnitude & 0x1fff, 0x1000));
     if (exponent < 127 - 25) return (uint16_t)sign;
-    // Denormal: the 24 bits of the mantissa, in units of 2^(exponent - 150), are shifted to units of 2^-24.
+    // Denormal: the 24 bits of the mantissa, in units of 2^(exponent - 150), are shifted to units
+    // of 2^-24.
     const uint32_t mantissa = (magnitude & 0x7fffff) | 0x800000, shift = 126 - exponent;
-    return (uint16_t)(sign | rounded(mantissa >> shift, mantissa & ((1u << shift) - 1), 1u << (shift - 1)));
+    return (uint16_t)(sign | rounded(mantissa >> shift, mantissa & ((1u << shift) - 1),
+                                     1u << (shift - 1)));
 }
 
 static uint32_t reference_from_bf16(uint16_t h) { return (uint32_t)h << 16; }
@@ -105,7 +109,8 @@ static uint32_t reference_from_f16(uint16_t h) {
     const uint32_t sign = (uint32_t)(h & 0x8000) << 16, magnitude = h & 0x7fff;
     if (magnitude > 0x7c00) return sign | 0x7fc00000 | magnitude << 13;
     if (magnitude == 0x7c00) return sign | 0x7f800000;
-    return sign | bits_of_float(magnitude >= 0x400 ? ldexpf((float)(0x400 | (magnitude & 0x3ff)), (int)(magnitude >> 10) - 25)
+    return sign | bits_of_float(magnitude >= 0x400 ? ldexpf((float)(0x400 | (magnitude & 0x3ff)),
+                                                            (int)(magnitude >> 10) - 25)
                                                    : ldexpf((float)magnitude, -24));
 }
 
@@ -122,7 +127,8 @@ static const conversion_case conversions[] = {
     {"f16", LMK_FLOAT16, reference_to_f16, reference_from_f16, 0x7c00},
 };
 
-// ---- Scans over all bit patterns, on two threads ---------------------------------------------------------------------
+// ---- Scans over all bit patterns, on two threads
+// ---------------------------------------------------------------------
 
 typedef struct scan {
     const function_case *function;
@@ -165,7 +171,8 @@ static void convert_block(scan *scan, const float *x, size_t count) {
     uint32_t first_wrong = 0;
     if (lmk_convert(x, LMK_FLOAT32, y, scan->conversion->dtype, count, NULL) != LMK_OK) abort();
     for (size_t i = 0; i < count; i++)
-        if (y[i] != scan->conversion->to(bits_of_float(x[i])) && wrong++ == 0) first_wrong = bits_of_float(x[i]);
+        if (y[i] != scan->conversion->to(bits_of_float(x[i])) && wrong++ == 0)
+            first_wrong = bits_of_float(x[i]);
     pthread_mutex_lock(&scan->lock);
     if (scan->wrong == 0) scan->first_wrong = first_wrong;
     scan->wrong += wrong;
@@ -207,8 +214,9 @@ static int check_function(const function_case *function, uint64_t step) {
     scan scan = {.function = function, .step = step};
     run_scan(&scan);
     const double bound = is_unfused() ? function->unfused : function->fused;
-    printf("%-10s %-8s max %.4f ulp at %-15a (bound %.2f)  wrong special values %llu", lmk_isa_name(lmk_cpu_isa()),
-           function->name, scan.worst, (double)scan.worst_argument, bound, (unsigned long long)scan.wrong);
+    printf("%-10s %-8s max %.4f ulp at %-15a (bound %.2f)  wrong special values %llu",
+           lmk_isa_name(lmk_cpu_isa()), function->name, scan.worst, (double)scan.worst_argument,
+           bound, (unsigned long long)scan.wrong);
     if (scan.wrong) printf(", one at 0x%08x", scan.first_wrong);
     printf("\n");
     fflush(stdout);
@@ -231,8 +239,8 @@ static int check_conversion(const conversion_case *conversion, uint64_t step) {
         wrong_from += bits_of_float(x[i]) != conversion->from((uint16_t)i);
         wrong_back += back[i] != (is_nan ? (i | quiet_bit) : i);
     }
-    printf("%-10s %-8s wrong to %llu, from %u, there and back %u", lmk_isa_name(lmk_cpu_isa()), conversion->name,
-           (unsigned long long)scan.wrong, wrong_from, wrong_back);
+    printf("%-10s %-8s wrong to %llu, from %u, there and back %u", lmk_isa_name(lmk_cpu_isa()),
+           conversion->name, (unsigned long long)scan.wrong, wrong_from, wrong_back);
     if (scan.wrong) printf(", one at 0x%08x", scan.first_wrong);
     printf("\n");
     fflush(stdout);
@@ -246,12 +254,17 @@ int main(int argc, char **argv) {
     int found = 0, right = 1;
     if (step != 0) {
         for (size_t i = 0; i < sizeof functions / sizeof *functions; i++)
-            if (all || strcmp(name, functions[i].name) == 0) found = 1, right &= check_function(&functions[i], step);
+            if (all || strcmp(name, functions[i].name) == 0)
+                found = 1, right &= check_function(&functions[i], step);
         for (size_t i = 0; i < sizeof conversions / sizeof *conversions; i++)
-            if (all || strcmp(name, conversions[i].name) == 0) found = 1, right &= check_conversion(&conversions[i], step);
+            if (all || strcmp(name, conversions[i].name) == 0)
+                found = 1, right &= check_conversion(&conversions[i], step);
     }
     if (!found) {
-        fprintf(stderr, "usage: %s [all | exp | log | log1p | expm1 | tanh | sigmoid | bf16 | f16] [step]\n", argv[0]);
+        fprintf(
+            stderr,
+            "usage: %s [all | exp | log | log1p | expm1 | tanh | sigmoid | bf16 | f16] [step]\n",
+            argv[0]);
         return 2;
     }
     return right ? 0 : 1;

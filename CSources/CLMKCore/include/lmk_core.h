@@ -1,9 +1,10 @@
-// lmk_core.h: what every kernel family shares. Status codes and errors, the instruction set in use, threads, storage
-// types, elementwise functions, and the matrix product.
+// lmk_core.h: what every kernel family shares. Status codes and errors, the instruction set in use,
+// threads, storage types, elementwise functions, and the matrix product.
 //
-// Conventions: sizes are counts of elements, strides are distances in elements, the last dimension of a tensor is
-// contiguous. Functions return a status; when it is not LMK_OK nothing was written and `error`, if given, says which
-// argument was at fault. No function allocates: scratch memory is the caller's workspace.
+// Conventions: sizes are counts of elements, strides are distances in elements, the last dimension
+// of a tensor is contiguous. Functions return a status; when it is not LMK_OK nothing was written
+// and `error`, if given, says which argument was at fault. No function allocates: scratch memory is
+// the caller's workspace.
 #ifndef LMK_CORE_H
 #define LMK_CORE_H
 
@@ -33,17 +34,21 @@ LMK_NONNULL_BEGIN
 /// What a call came to.
 typedef enum LMK_CLOSED_ENUM lmk_status {
     LMK_OK = 0,
-    /// A value outside its range: `actual` (or `real`, when `is_real` is set) is what came, `allowed` says what may come.
+    /// A value outside its range: `actual` (or `real`, when `is_real` is set) is what came,
+    /// `allowed` says what may come.
     LMK_OUT_OF_RANGE = 1,
-    /// A size, stride or buffer smaller than needed: `expected` is the least that is needed, `actual` what came.
+    /// A size, stride or buffer smaller than needed: `expected` is the least that is needed,
+    /// `actual` what came.
     LMK_TOO_SMALL = 2,
     /// A size whose bytes cannot be counted in 64 bits.
     LMK_OVERFLOW = 3,
     /// A pointer is null where data is needed.
     LMK_NULL = 4,
-    /// Entry `index` of an array is out of range: `actual` is its value, `expected` the first value above the range.
+    /// Entry `index` of an array is out of range: `actual` is its value, `expected` the first value
+    /// above the range.
     LMK_BAD_ENTRY = 5,
-    /// Two arguments exclude each other, or one needs another that is missing: `allowed` says which.
+    /// Two arguments exclude each other, or one needs another that is missing: `allowed` says
+    /// which.
     LMK_CONFLICT = 6,
 } lmk_status;
 
@@ -73,9 +78,11 @@ typedef enum LMK_CLOSED_ENUM lmk_dtype {
 /// Bytes of one element.
 size_t lmk_dtype_size(lmk_dtype dtype);
 
-// ---- Instruction sets -----------------------------------------------------------------------------------------------
+// ---- Instruction sets
+// -----------------------------------------------------------------------------------------------
 
-/// Instruction sets that kernels are compiled for. On x86-64 a larger value contains the smaller ones.
+/// Instruction sets that kernels are compiled for. On x86-64 a larger value contains the smaller
+/// ones.
 typedef enum LMK_CLOSED_ENUM lmk_isa {
     /// The platform's baseline, without fused multiply-add on x86-64.
     LMK_ISA_GENERIC = 0,
@@ -86,47 +93,53 @@ typedef enum LMK_CLOSED_ENUM lmk_isa {
     LMK_ISA_NEON = 4,
 } lmk_isa;
 
-/// The instruction set in use: the best that the CPU can run, capped by the environment variable LMK_ISA (generic, avx2,
-/// avx512, avx512bf16, neon), read once.
+/// The instruction set in use: the best that the CPU can run, capped by the environment variable
+/// LMK_ISA (generic, avx2, avx512, avx512bf16, neon), read once.
 lmk_isa lmk_cpu_isa(void);
 
 /// Whether this CPU can run `isa`.
 int lmk_cpu_can_run(lmk_isa isa);
 
-/// Makes later calls use `isa`; for tests. Returns 0 and changes nothing when the CPU cannot run it. Not to be called while
-/// a kernel runs.
+/// Makes later calls use `isa`; for tests. Returns 0 and changes nothing when the CPU cannot run
+/// it. Not to be called while a kernel runs.
 int lmk_cpu_use_isa(lmk_isa isa);
 
 /// "generic", "avx2", "avx512", "avx512bf16" or "neon".
 const char *lmk_isa_name(lmk_isa isa);
 
-// ---- Threads --------------------------------------------------------------------------------------------------------
+// ---- Threads
+// --------------------------------------------------------------------------------------------------------
 
 /// The largest number of threads a call uses.
 #define LMK_MAX_THREADS 1024
 
-/// Threads a call uses when it asks for `limit`: 0 is the OpenMP runtime's default (OMP_NUM_THREADS, else the CPUs).
+/// Threads a call uses when it asks for `limit`: 0 is the OpenMP runtime's default
+/// (OMP_NUM_THREADS, else the CPUs).
 unsigned lmk_thread_count(unsigned limit);
 
 /// Name of the threading runtime found: "libomp", "libgomp" or "libdispatch".
 const char *lmk_thread_runtime(void);
 
-/// Runs `body(context, slot, worker)` for every slot in 0..<slots on at most `threads` threads. A worker takes slots from a
-/// counter, so any team the runtime provides completes the work; `worker` is below `threads` and distinct among concurrent
-/// bodies.
-void lmk_parallel_for(size_t slots, unsigned threads, void (*body)(void *LMK_NULLABLE context, size_t slot, unsigned worker),
+/// Runs `body(context, slot, worker)` for every slot in 0..<slots on at most `threads` threads. A
+/// worker takes slots from a counter, so any team the runtime provides completes the work; `worker`
+/// is below `threads` and distinct among concurrent bodies.
+void lmk_parallel_for(size_t slots, unsigned threads,
+                      void (*body)(void *LMK_NULLABLE context, size_t slot, unsigned worker),
                       void *LMK_NULLABLE context);
 
-// ---- Conversion of storage types ------------------------------------------------------------------------------------
+// ---- Conversion of storage types
+// ------------------------------------------------------------------------------------
 
-/// y[i] = x[i], rounded to nearest even. NaN stays NaN (quiet). x and y may be the same buffer when both types have the same
-/// size; otherwise they must not overlap.
-lmk_status lmk_convert(const void *LMK_NULLABLE x, lmk_dtype x_dtype, void *LMK_NULLABLE y, lmk_dtype y_dtype, size_t count,
-                       lmk_error *LMK_NULLABLE error);
+/// y[i] = x[i], rounded to nearest even. NaN stays NaN (quiet). x and y may be the same buffer when
+/// both types have the same size; otherwise they must not overlap.
+lmk_status lmk_convert(const void *LMK_NULLABLE x, lmk_dtype x_dtype, void *LMK_NULLABLE y,
+                       lmk_dtype y_dtype, size_t count, lmk_error *LMK_NULLABLE error);
 
-// ---- Elementwise functions ------------------------------------------------------------------------------------------
+// ---- Elementwise functions
+// ------------------------------------------------------------------------------------------
 
-/// Elementwise functions on float32. Largest error in ulp over every float32 stands in CONTRIBUTING.md.
+/// Elementwise functions on float32. Largest error in ulp over every float32 stands in
+/// CONTRIBUTING.md.
 typedef enum LMK_CLOSED_ENUM lmk_function {
     LMK_EXP = 0,
     LMK_LOG = 1,
@@ -137,10 +150,11 @@ typedef enum LMK_CLOSED_ENUM lmk_function {
 } lmk_function;
 
 /// y[i] = f(x[i]). x and y may be the same buffer.
-lmk_status lmk_map(lmk_function function, const float *LMK_NULLABLE x, float *LMK_NULLABLE y, size_t count,
-                   lmk_error *LMK_NULLABLE error);
+lmk_status lmk_map(lmk_function function, const float *LMK_NULLABLE x, float *LMK_NULLABLE y,
+                   size_t count, lmk_error *LMK_NULLABLE error);
 
-// ---- Matrix product -------------------------------------------------------------------------------------------------
+// ---- Matrix product
+// -------------------------------------------------------------------------------------------------
 
 /// How the operands of a product lie in memory, named as in BLAS. N: as written. T: transposed.
 typedef enum LMK_CLOSED_ENUM lmk_layout {
@@ -152,7 +166,8 @@ typedef enum LMK_CLOSED_ENUM lmk_layout {
     LMK_TN = 2,
 } lmk_layout;
 
-/// c = a b, or c += a b, for each matrix of a batch. Strides of rows and of matrices are in elements.
+/// c = a b, or c += a b, for each matrix of a batch. Strides of rows and of matrices are in
+/// elements.
 typedef struct lmk_matmul {
     lmk_layout layout;
     /// Storage of a and b; c is float32.
@@ -175,17 +190,18 @@ size_t lmk_matmul_workspace_size(const lmk_matmul *matmul);
 
 /// Computes c. c must not overlap a or b.
 ///
-/// Sums are taken over blocks of 256 (float32) along the depth: each block is one chain of fused multiply-adds in ascending
-/// order from zero, and blocks are added in order. The result does not depend on threads, nor on the instruction set as long
-/// as it has fused multiply-add.
-lmk_status lmk_matmul_run(const lmk_matmul *matmul, void *LMK_NULLABLE workspace, size_t workspace_size,
-                          lmk_error *LMK_NULLABLE error);
+/// Sums are taken over blocks of 256 (float32) along the depth: each block is one chain of fused
+/// multiply-adds in ascending order from zero, and blocks are added in order. The result does not
+/// depend on threads, nor on the instruction set as long as it has fused multiply-add.
+lmk_status lmk_matmul_run(const lmk_matmul *matmul, void *LMK_NULLABLE workspace,
+                          size_t workspace_size, lmk_error *LMK_NULLABLE error);
 
-// ---- Limits of the machine ------------------------------------------------------------------------------------------
+// ---- Limits of the machine
+// ------------------------------------------------------------------------------------------
 
-/// Runs `iterations` rounds of independent fused multiply-adds in registers on this thread and returns the number of
-/// floating-point operations done (a multiply-add is two). `dtype` BFLOAT16 runs the dot product; returns 0 where there is
-/// none.
+/// Runs `iterations` rounds of independent fused multiply-adds in registers on this thread and
+/// returns the number of floating-point operations done (a multiply-add is two). `dtype` BFLOAT16
+/// runs the dot product; returns 0 where there is none.
 double lmk_probe_arithmetic(lmk_dtype dtype, size_t iterations);
 
 /// Reads `count` floats once and returns their sum.

@@ -1,9 +1,11 @@
-// bfloat16 and float16 in 16 lanes. Included inside a region, after lmk_vec.h. All conversions give the same bits on every
-// instruction set, NaN included: a NaN keeps its sign and the leading bits of its payload and becomes quiet. load_bf16 alone
-// keeps a signalling NaN as it is; the first arithmetic on it makes it quiet.
+// bfloat16 and float16 in 16 lanes. Included inside a region, after lmk_vec.h. All conversions give
+// the same bits on every instruction set, NaN included: a NaN keeps its sign and the leading bits
+// of its payload and becomes quiet. load_bf16 alone keeps a signalling NaN as it is; the first
+// arithmetic on it makes it quiet.
 //
-// bfloat16 is integer arithmetic everywhere: a conversion to __bf16 is a library call per lane. float16 is one instruction per
-// register (vcvtph2ps and vcvtps2ph, fcvtl and fcvtn) except on generic, where _Float16 would be a library call per lane too.
+// bfloat16 is integer arithmetic everywhere: a conversion to __bf16 is a library call per lane.
+// float16 is one instruction per register (vcvtph2ps and vcvtps2ph, fcvtl and fcvtn) except on
+// generic, where _Float16 would be a library call per lane too.
 
 LMK_INLINE f32x16 load_bf16(const uint16_t *p) {
     return floats_of(__builtin_convertvector(*(const u16x16_unaligned *)p, u32x16) << 16);
@@ -58,11 +60,11 @@ LMK_INLINE u16x16 to_f16(f32x16 v) {
 
 /// Exact.
 LMK_INLINE f32x16 load_f16(const uint16_t *p) {
-    return __builtin_convertvector((f16x16)*(const u16x16_unaligned *)p, f32x16);
+    return __builtin_convertvector((f16x16) * (const u16x16_unaligned *)p, f32x16);
 }
 
 /// Rounds to nearest even.
-LMK_INLINE u16x16 to_f16(f32x16 v) { return (u16x16)__builtin_convertvector(v, f16x16); }
+LMK_INLINE u16x16 to_f16(f32x16 v) { return (u16x16) __builtin_convertvector(v, f16x16); }
 
 #endif
 

@@ -2,16 +2,17 @@
 //
 //     c[rows, columns] (+)= a[rows, depth] b[depth, columns]
 //
-// Operands are packed into panels of a few lanes, [depth][lanes], and a register tile multiplies one panel of a with one of b.
-// Sums run over blocks of LMK_DEPTH_BLOCK steps: each block is one chain of fused multiply-adds from zero, blocks are added in
-// order. Cutting rows or columns anywhere, or the depth at multiples of a block, changes no bit.
+// Operands are packed into panels of a few lanes, [depth][lanes], and a register tile multiplies
+// one panel of a with one of b. Sums run over blocks of LMK_DEPTH_BLOCK steps: each block is one
+// chain of fused multiply-adds from zero, blocks are added in order. Cutting rows or columns
+// anywhere, or the depth at multiples of a block, changes no bit.
 #ifndef LMK_TILE_H
 #define LMK_TILE_H
 
 #include "lmk_core.h"
 
-/// Steps of depth in one chain: 256 float32, or 256 pairs of bfloat16 for the dot product. A panel of 32 columns is then 32 KB
-/// and stays in L1 while panels of a stream past it.
+/// Steps of depth in one chain: 256 float32, or 256 pairs of bfloat16 for the dot product. A panel
+/// of 32 columns is then 32 KB and stays in L1 while panels of a stream past it.
 #define LMK_DEPTH_BLOCK 256
 
 /// Columns of one job's block of c.
@@ -20,22 +21,24 @@
 /// Most lanes of a panel, over all instruction sets.
 #define LMK_PANEL_MAX 32
 
-/// One panel of an operand: lane i of step k is 4 (k stride + i lane_stride) bytes from `data`. Lanes of b are contiguous.
+/// One panel of an operand: lane i of step k is 4 (k stride + i lane_stride) bytes from `data`.
+/// Lanes of b are contiguous.
 typedef struct lmk_panel {
     const void *data;
     size_t stride, lane_stride;
 } lmk_panel;
 
-/// c (+)= a b for one register tile over `depth` steps; `columns` of the 16 or 32 columns of b are stored.
-typedef void (*lmk_tile_function)(lmk_panel a, lmk_panel b, size_t depth, float *c, size_t c_stride, size_t columns,
-                                  int accumulate);
+/// c (+)= a b for one register tile over `depth` steps; `columns` of the 16 or 32 columns of b are
+/// stored.
+typedef void (*lmk_tile_function)(lmk_panel a, lmk_panel b, size_t depth, float *c, size_t c_stride,
+                                  size_t columns, int accumulate);
 
 /// Where the elements of one operand are. A lane is a row of a or a column of b.
 typedef struct lmk_operand {
     const void *data;
     lmk_dtype dtype;
-    /// Nonzero: the elements of a lane are contiguous along the depth and `stride` leads from lane to lane. Zero: lanes are
-    /// contiguous and `stride` leads from depth to depth.
+    /// Nonzero: the elements of a lane are contiguous along the depth and `stride` leads from lane
+    /// to lane. Zero: lanes are contiguous and `stride` leads from depth to depth.
     int depth_contiguous;
     size_t stride;
     size_t lanes, depth;
@@ -43,13 +46,15 @@ typedef struct lmk_operand {
     const uint32_t *index;
 } lmk_operand;
 
-/// Panels that are packed together: where lanes are contiguous, one pass over the depth then reads whole cache lines.
+/// Panels that are packed together: where lanes are contiguous, one pass over the depth then reads
+/// whole cache lines.
 #define LMK_PACK_GROUP 8
 
-/// Packs `panels` <= LMK_PACK_GROUP panels one after the other: panel i is [steps][width], lanes lanes[i]..<lanes[i] + width and
-/// steps step..<step + steps. Lanes and elements beyond the operand are zero.
-typedef void (*lmk_pack_function)(void *to, size_t width, const lmk_operand *operand, const size_t *lanes, size_t panels,
-                                  size_t step, size_t steps);
+/// Packs `panels` <= LMK_PACK_GROUP panels one after the other: panel i is [steps][width], lanes
+/// lanes[i]..<lanes[i] + width and steps step..<step + steps. Lanes and elements beyond the operand
+/// are zero.
+typedef void (*lmk_pack_function)(void *to, size_t width, const lmk_operand *operand,
+                                  const size_t *lanes, size_t panels, size_t step, size_t steps);
 
 #define LMK_TILE_ROWS_MAX 14
 
@@ -57,7 +62,8 @@ typedef void (*lmk_pack_function)(void *to, size_t width, const lmk_operand *ope
 typedef struct lmk_tile_kernels {
     /// Rows of the largest register tile, lanes of a packed panel of a, columns of the widest tile.
     size_t rows, row_panel, columns;
-    /// Elements in one step of a chain: 1, or 2 for the bfloat16 dot product; every step is four bytes.
+    /// Elements in one step of a chain: 1, or 2 for the bfloat16 dot product; every step is four
+    /// bytes.
     size_t elements_per_step;
     lmk_pack_function pack;
     /// tile[rows - 1][v][s]: 16 (v = 0) or 32 columns; lanes of a contiguous (s = 0) or strided.
@@ -67,36 +73,42 @@ typedef struct lmk_tile_kernels {
 /// The kernels of the instruction set in use for this storage type.
 const lmk_tile_kernels *lmk_tile_kernels_for(lmk_dtype dtype);
 
-/// Sees a finished block of c, rows x columns from (row, column) on, while it is in cache; may change it.
-typedef void (*lmk_tile_epilogue)(void *context, float *c, size_t c_stride, size_t row, size_t rows, size_t column,
-                                  size_t columns);
+/// Sees a finished block of c, rows x columns from (row, column) on, while it is in cache; may
+/// change it.
+typedef void (*lmk_tile_epilogue)(void *context, float *c, size_t c_stride, size_t row, size_t rows,
+                                  size_t column, size_t columns);
 
-/// A product for fused kernels. The panels of one operand are packed once and shared by every job; a job packs the other
-/// operand itself, LMK_DEPTH_BLOCK steps at a time.
+/// A product for fused kernels. The panels of one operand are packed once and shared by every job;
+/// a job packs the other operand itself, LMK_DEPTH_BLOCK steps at a time.
 typedef struct lmk_tile_product {
     const lmk_tile_kernels *kernels;
     /// a.lanes rows, b.lanes columns; both have the same depth and dtype.
     lmk_operand a, b;
-    /// Null: c lives in the worker's memory, LMK_COLUMN_BLOCK columns at a time, and only the epilogue sees it.
+    /// Null: c lives in the worker's memory, LMK_COLUMN_BLOCK columns at a time, and only the
+    /// epilogue sees it.
     float *c;
     size_t c_stride;
     int accumulate;
-    /// Called for whole column blocks: columns from a multiple of LMK_COLUMN_BLOCK on, in ascending order within a chunk of
-    /// `chunk` columns (a multiple of LMK_COLUMN_BLOCK), which one worker handles for the same rows.
+    /// Called for whole column blocks: columns from a multiple of LMK_COLUMN_BLOCK on, in ascending
+    /// order within a chunk of `chunk` columns (a multiple of LMK_COLUMN_BLOCK), which one worker
+    /// handles for the same rows.
     lmk_tile_epilogue epilogue;
     void *context;
     size_t chunk;
-    /// Nonzero: a is the shared operand, else b. The epilogue and a null c need a shared a that is packed whole.
+    /// Nonzero: a is the shared operand, else b. The epilogue and a null c need a shared a that is
+    /// packed whole.
     int share_a;
     unsigned threads;
-    /// Shared panels, `shared_size` bytes, and `local_size` bytes for each worker, all aligned to 64 bytes.
+    /// Shared panels, `shared_size` bytes, and `local_size` bytes for each worker, all aligned to
+    /// 64 bytes.
     void *shared;
     size_t shared_size;
     char *local;
     size_t local_size;
 } lmk_tile_product;
 
-/// Bytes that packed panels of `lanes` lanes and `depth` elements take at most, over all instruction sets.
+/// Bytes that packed panels of `lanes` lanes and `depth` elements take at most, over all
+/// instruction sets.
 size_t lmk_tile_shared_size(size_t lanes, size_t depth);
 
 /// Bytes each worker needs; `scratch_rows` rows of c when c is null, else 0.

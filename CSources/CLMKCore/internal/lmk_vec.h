@@ -1,6 +1,7 @@
-// The 16-lane logical vector that every kernel is written over, and its loads, stores and reductions. Included inside a
-// region, once per instruction set: a vector is one register on AVX-512, two on AVX2, four on NEON and SSE2. The order of every
-// reduction is fixed here, so results agree to the bit wherever there is fused multiply-add.
+// The 16-lane logical vector that every kernel is written over, and its loads, stores and
+// reductions. Included inside a region, once per instruction set: a vector is one register on
+// AVX-512, two on AVX2, four on NEON and SSE2. The order of every reduction is fixed here, so
+// results agree to the bit wherever there is fused multiply-add.
 //
 // Write fused multiply-add as `a * b + c` in one expression.
 
@@ -55,7 +56,9 @@ LMK_INLINE void store_first(float *p, f32x16 v, size_t count) {
 }
 
 /// 0, 1, ..., 15.
-LMK_INLINE i32x16 lane_numbers(void) { return (i32x16){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}; }
+LMK_INLINE i32x16 lane_numbers(void) {
+    return (i32x16){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+}
 
 LMK_INLINE f32x16 max_of(f32x16 a, f32x16 b) { return a > b ? a : b; }
 LMK_INLINE f32x16 min_of(f32x16 a, f32x16 b) { return a < b ? a : b; }

@@ -1,4 +1,5 @@
-// Everything the core compiles once per instruction set, and its table. The including file has opened the region.
+// Everything the core compiles once per instruction set, and its table. The including file has
+// opened the region.
 #include "lmk_half.h"
 #include "tile.h"
 #if !defined(LMK_TARGET_AVX512_BF16)
@@ -19,14 +20,14 @@
 #define PROBE_COPY probe_copy
 #endif
 
-#define CORE_KERNELS                                                                                                     \
-    {                                                                                                                    \
-        .tile = {.rows = TILE_ROWS,                                                                                      \
-                 .row_panel = ROW_PANEL,                                                                                 \
-                 .columns = TILE_COLUMNS,                                                                                \
-                 .elements_per_step = ELEMENTS_PER_STEP,                                                                 \
-                 .pack = pack_panels,                                                                                     \
-                 .tile = {FOR_EACH_TILE_HEIGHT(TILE_ENTRY)}},                                                            \
-        .map = MAP, .convert = CONVERT, .probe_arithmetic = probe_arithmetic, .probe_read = PROBE_READ,                  \
-        .probe_copy = PROBE_COPY,                                                                                        \
+#define CORE_KERNELS                                                                               \
+    {                                                                                              \
+        .tile = {.rows = TILE_ROWS,                                                                \
+                 .row_panel = ROW_PANEL,                                                           \
+                 .columns = TILE_COLUMNS,                                                          \
+                 .elements_per_step = ELEMENTS_PER_STEP,                                           \
+                 .pack = pack_panels,                                                              \
+                 .tile = {FOR_EACH_TILE_HEIGHT(TILE_ENTRY)}},                                      \
+        .map = MAP, .convert = CONVERT, .probe_arithmetic = probe_arithmetic,                      \
+        .probe_read = PROBE_READ, .probe_copy = PROBE_COPY,                                        \
     }

@@ -1,10 +1,11 @@
-// Elementwise functions and conversions over arrays. Included inside a region, after lmk_math.h and lmk_half.h.
+// Elementwise functions and conversions over arrays. Included inside a region, after lmk_math.h and
+// lmk_half.h.
 
-#define DEFINE_MAP(NAME)                                                                                                 \
-    static void map_##NAME(const float *x, float *y, size_t count) {                                                     \
-        size_t i = 0;                                                                                                    \
-        for (; i + LMK_LANES <= count; i += LMK_LANES) store(y + i, v##NAME(load(x + i)));                               \
-        if (i < count) store_first(y + i, v##NAME(load_first(x + i, count - i)), count - i);                             \
+#define DEFINE_MAP(NAME)                                                                           \
+    static void map_##NAME(const float *x, float *y, size_t count) {                               \
+        size_t i = 0;                                                                              \
+        for (; i + LMK_LANES <= count; i += LMK_LANES) store(y + i, v##NAME(load(x + i)));         \
+        if (i < count) store_first(y + i, v##NAME(load_first(x + i, count - i)), count - i);       \
     }
 
 DEFINE_MAP(exp)
@@ -27,7 +28,8 @@ static void map(lmk_function function, const float *x, float *y, size_t count) {
 
 LMK_INLINE f32x16 load_any(const void *x, lmk_dtype dtype, size_t i) {
     if (dtype == LMK_FLOAT32) return load((const float *)x + i);
-    return dtype == LMK_BFLOAT16 ? load_bf16((const uint16_t *)x + i) : load_f16((const uint16_t *)x + i);
+    return dtype == LMK_BFLOAT16 ? load_bf16((const uint16_t *)x + i)
+                                 : load_f16((const uint16_t *)x + i);
 }
 
 LMK_INLINE void store_any(void *y, lmk_dtype dtype, size_t i, f32x16 v) {
@@ -36,9 +38,11 @@ LMK_INLINE void store_any(void *y, lmk_dtype dtype, size_t i, f32x16 v) {
     else store_f16((uint16_t *)y + i, v);
 }
 
-LMK_INLINE void convert_from(const void *x, lmk_dtype x_dtype, void *y, lmk_dtype y_dtype, size_t count) {
+LMK_INLINE void convert_from(const void *x, lmk_dtype x_dtype, void *y, lmk_dtype y_dtype,
+                             size_t count) {
     size_t i = 0;
-    for (; i + LMK_LANES <= count; i += LMK_LANES) store_any(y, y_dtype, i, load_any(x, x_dtype, i));
+    for (; i + LMK_LANES <= count; i += LMK_LANES)
+        store_any(y, y_dtype, i, load_any(x, x_dtype, i));
     if (i == count) return;
     const size_t x_size = x_dtype == LMK_FLOAT32 ? 4 : 2, y_size = y_dtype == LMK_FLOAT32 ? 4 : 2;
     float from[LMK_LANES] = {0}, to[LMK_LANES];
@@ -48,11 +52,11 @@ LMK_INLINE void convert_from(const void *x, lmk_dtype x_dtype, void *y, lmk_dtyp
 }
 
 static void convert(const void *x, lmk_dtype x_dtype, void *y, lmk_dtype y_dtype, size_t count) {
-#define CONVERT_TO(TO)                                                                                                   \
-    if (y_dtype == TO) {                                                                                                 \
-        if (x_dtype == LMK_FLOAT32) convert_from(x, LMK_FLOAT32, y, TO, count);                                          \
-        else if (x_dtype == LMK_BFLOAT16) convert_from(x, LMK_BFLOAT16, y, TO, count);                                   \
-        else convert_from(x, LMK_FLOAT16, y, TO, count);                                                                 \
+#define CONVERT_TO(TO)                                                                             \
+    if (y_dtype == TO) {                                                                           \
+        if (x_dtype == LMK_FLOAT32) convert_from(x, LMK_FLOAT32, y, TO, count);                    \
+        else if (x_dtype == LMK_BFLOAT16) convert_from(x, LMK_BFLOAT16, y, TO, count);             \
+        else convert_from(x, LMK_FLOAT16, y, TO, count);                                           \
     }
     CONVERT_TO(LMK_FLOAT32)
     CONVERT_TO(LMK_BFLOAT16)

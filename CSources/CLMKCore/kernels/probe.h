@@ -1,9 +1,11 @@
-// What the machine can do at best: arithmetic in registers, reading and copying. Included inside a region.
+// What the machine can do at best: arithmetic in registers, reading and copying. Included inside a
+// region.
 
-/// 24 independent chains: two units with a latency of four to five cycles need ten; loops are long enough to hide the counter.
+/// 24 independent chains: two units with a latency of four to five cycles need ten; loops are long
+/// enough to hide the counter.
 static double probe_arithmetic(size_t iterations) {
 #if defined(LMK_TARGET_GENERIC)
-    enum { CHAINS = 3 };  // 3 x 4 registers of 4 lanes
+    enum { CHAINS = 3 }; // 3 x 4 registers of 4 lanes
 #elif defined(LMK_TARGET_AVX2)
     enum { CHAINS = 6 };
 #elif defined(LMK_TARGET_NEON)
@@ -16,7 +18,8 @@ static double probe_arithmetic(size_t iterations) {
     f32x16 a = splat(0.999f), b = splat(0.0001f);
     for (size_t k = 0; k < iterations; k++) {
         // Opaque to the optimiser, or it would fold the loop.
-        LMK_UNROLL for (int i = 0; i < CHAINS; i++) {
+        LMK_UNROLL
+        for (int i = 0; i < CHAINS; i++) {
 #if defined(LMK_TARGET_AVX512_BF16)
             TILE_STEP(sum[i], a, b);
 #else
@@ -41,7 +44,8 @@ static float probe_read(const float *x, size_t count) {
     for (int i = 0; i < 8; i++) sum[i] = splat(0);
     size_t k = 0;
     for (; k + 8 * LMK_LANES <= count; k += 8 * LMK_LANES) {
-        LMK_UNROLL for (int i = 0; i < 8; i++) sum[i] += load(x + k + LMK_LANES * i);
+        LMK_UNROLL
+        for (int i = 0; i < 8; i++) sum[i] += load(x + k + LMK_LANES * i);
     }
     f32x16 total = splat(0);
     for (int i = 0; i < 8; i++) total += sum[i];
@@ -53,7 +57,8 @@ static float probe_read(const float *x, size_t count) {
 static void probe_copy(const float *x, float *y, size_t count, int streaming) {
     size_t k = 0;
     if (streaming && ((uintptr_t)y & 63u) == 0) {
-        for (; k + LMK_LANES <= count; k += LMK_LANES) __builtin_nontemporal_store(load(x + k), (f32x16 *)(void *)(y + k));
+        for (; k + LMK_LANES <= count; k += LMK_LANES)
+            __builtin_nontemporal_store(load(x + k), (f32x16 *)(void *)(y + k));
 #if defined(__x86_64__)
         __asm__ volatile("sfence" ::: "memory");
 #endif

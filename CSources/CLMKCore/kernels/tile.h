@@ -1,7 +1,8 @@
 // Register tiles and panel packing. Included inside a region.
 
-// Full unrolling of the constant loops is what keeps the accumulators in registers. The largest tile leaves room for the
-// vectors of b and one broadcast: AVX-512 14 x 32 (28 accumulators), AVX2 6 x 16 (12 of 16), NEON 6 x 16 (24 of 32).
+// Full unrolling of the constant loops is what keeps the accumulators in registers. The largest
+// tile leaves room for the vectors of b and one broadcast: AVX-512 14 x 32 (28 accumulators), AVX2
+// 6 x 16 (12 of 16), NEON 6 x 16 (24 of 32).
 #if defined(LMK_TARGET_AVX512) || defined(LMK_TARGET_AVX512_BF16)
 #define TILE_ROWS 14
 #define ROW_PANEL 16
@@ -14,71 +15,85 @@
 #endif
 
 #if defined(LMK_TARGET_AVX512_BF16)
-// One step is a pair of bfloat16: sum += a.0 b.0 + a.1 b.1, the one place where an intrinsic earns its keep (twice the rate).
-#define TILE_STEP(sum, a_step, b_step)                                                                                   \
+// One step is a pair of bfloat16: sum += a.0 b.0 + a.1 b.1, the one place where an intrinsic earns
+// its keep (twice the rate).
+#define TILE_STEP(sum, a_step, b_step)                                                             \
     sum = (f32x16)_mm512_dpbf16_ps((__m512)(sum), (__m512bh)(a_step), (__m512bh)(b_step))
 #else
 #define TILE_STEP(sum, a_step, b_step) sum = (a_step) * (b_step) + (sum)
 #endif
 
-// Rows of a as the tile reads them: one after the other, or `lane_stride` apart. The latter go by groups of three behind one
-// pointer, which is what x86 addresses can do: p, p + s, p + 2 s.
+// Rows of a as the tile reads them: one after the other, or `lane_stride` apart. The latter go by
+// groups of three behind one pointer, which is what x86 addresses can do: p, p + s, p + 2 s.
 #define CONTIGUOUS_ROW(i) a[0][i]
 #define STRIDED_ROW(i) a[(i) / 3][(size_t)((i) % 3) * a_panel.lane_stride]
 
 /// The vector that begins at column `from`, cut at `columns`.
 LMK_INLINE void store_part(float *to, f32x16 sum, size_t columns, size_t from, int accumulate) {
-    const size_t left = columns <= from ? 0 : columns - from < LMK_LANES ? columns - from : LMK_LANES;
+    const size_t left = columns <= from              ? 0
+                        : columns - from < LMK_LANES ? columns - from
+                                                     : LMK_LANES;
     store_first(to, accumulate ? load_first(to, left) + sum : sum, left);
 }
 
-#define STORE_TILE(ROWS, VECTORS, STORE)                                                                                 \
-    LMK_UNROLL for (int i = 0; i < ROWS; i++) {                                                                          \
-        LMK_UNROLL for (int j = 0; j < VECTORS; j++) {                                                                   \
-            float *const to = c + (size_t)i * c_stride + LMK_LANES * (size_t)j;                                          \
-            STORE;                                                                                                       \
-        }                                                                                                                \
+#define STORE_TILE(ROWS, VECTORS, STORE)                                                           \
+    LMK_UNROLL                                                                                     \
+    for (int i = 0; i < ROWS; i++) {                                                               \
+        LMK_UNROLL                                                                                 \
+        for (int j = 0; j < VECTORS; j++) {                                                        \
+            float *const to = c + (size_t)i * c_stride + LMK_LANES * (size_t)j;                    \
+            STORE;                                                                                 \
+        }                                                                                          \
     }
 
-#define DEFINE_TILE(NAME, ROWS, VECTORS, POINTERS, ROW)                                                                  \
-    static void NAME(lmk_panel a_panel, lmk_panel b_panel, size_t depth, float *c, size_t c_stride, size_t columns,      \
-                     int accumulate) {                                                                                   \
-        const float *a[POINTERS], *b = b_panel.data;                                                                     \
-        LMK_UNROLL for (int i = 0; i < (POINTERS); i++) {                                                                \
-            a[i] = (const float *)a_panel.data + 3 * (size_t)i * a_panel.lane_stride;                                    \
-        }                                                                                                                \
-        f32x16 sum[ROWS][VECTORS];                                                                                       \
-        LMK_UNROLL for (int i = 0; i < ROWS; i++) {                                                                      \
-            __builtin_prefetch(c + (size_t)i * c_stride);                                                                \
-            __builtin_prefetch(c + (size_t)i * c_stride + (columns - 1));                                                \
-            LMK_UNROLL for (int j = 0; j < VECTORS; j++) sum[i][j] = splat(0);                                           \
-        }                                                                                                                \
-        for (size_t k = 0; k < depth; k++) {                                                                             \
-            f32x16 b_step[VECTORS];                                                                                      \
-            LMK_UNROLL for (int j = 0; j < VECTORS; j++) b_step[j] = load(b + LMK_LANES * j);                            \
-            LMK_UNROLL for (int i = 0; i < ROWS; i++) {                                                                  \
-                const f32x16 a_step = splat(ROW(i));                                                                     \
-                LMK_UNROLL for (int j = 0; j < VECTORS; j++) TILE_STEP(sum[i][j], a_step, b_step[j]);                    \
-            }                                                                                                            \
-            LMK_UNROLL for (int i = 0; i < (POINTERS); i++) a[i] += a_panel.stride;                                      \
-            b += b_panel.stride;                                                                                         \
-        }                                                                                                                \
-        if (columns == LMK_LANES * VECTORS && !accumulate) {                                                             \
-            STORE_TILE(ROWS, VECTORS, store(to, sum[i][j]))                                                              \
-        } else if (columns == LMK_LANES * VECTORS) {                                                                     \
-            STORE_TILE(ROWS, VECTORS, store(to, load(to) + sum[i][j]))                                                   \
-        } else {                                                                                                         \
-            STORE_TILE(ROWS, VECTORS, store_part(to, sum[i][j], columns, LMK_LANES * (size_t)j, accumulate))             \
-        }                                                                                                                \
+#define DEFINE_TILE(NAME, ROWS, VECTORS, POINTERS, ROW)                                            \
+    static void NAME(lmk_panel a_panel, lmk_panel b_panel, size_t depth, float *c,                 \
+                     size_t c_stride, size_t columns, int accumulate) {                            \
+        const float *a[POINTERS], *b = b_panel.data;                                               \
+        LMK_UNROLL                                                                                 \
+        for (int i = 0; i < (POINTERS); i++) {                                                     \
+            a[i] = (const float *)a_panel.data + 3 * (size_t)i * a_panel.lane_stride;              \
+        }                                                                                          \
+        f32x16 sum[ROWS][VECTORS];                                                                 \
+        LMK_UNROLL                                                                                 \
+        for (int i = 0; i < ROWS; i++) {                                                           \
+            __builtin_prefetch(c + (size_t)i * c_stride);                                          \
+            __builtin_prefetch(c + (size_t)i * c_stride + (columns - 1));                          \
+            LMK_UNROLL                                                                             \
+            for (int j = 0; j < VECTORS; j++) sum[i][j] = splat(0);                                \
+        }                                                                                          \
+        for (size_t k = 0; k < depth; k++) {                                                       \
+            f32x16 b_step[VECTORS];                                                                \
+            LMK_UNROLL                                                                             \
+            for (int j = 0; j < VECTORS; j++) b_step[j] = load(b + LMK_LANES * j);                 \
+            LMK_UNROLL                                                                             \
+            for (int i = 0; i < ROWS; i++) {                                                       \
+                const f32x16 a_step = splat(ROW(i));                                               \
+                LMK_UNROLL                                                                         \
+                for (int j = 0; j < VECTORS; j++) TILE_STEP(sum[i][j], a_step, b_step[j]);         \
+            }                                                                                      \
+            LMK_UNROLL                                                                             \
+            for (int i = 0; i < (POINTERS); i++) a[i] += a_panel.stride;                           \
+            b += b_panel.stride;                                                                   \
+        }                                                                                          \
+        if (columns == LMK_LANES * VECTORS && !accumulate) {                                       \
+            STORE_TILE(ROWS, VECTORS, store(to, sum[i][j]))                                        \
+        } else if (columns == LMK_LANES * VECTORS) {                                               \
+            STORE_TILE(ROWS, VECTORS, store(to, load(to) + sum[i][j]))                             \
+        } else {                                                                                   \
+            STORE_TILE(ROWS, VECTORS,                                                              \
+                       store_part(to, sum[i][j], columns, LMK_LANES *(size_t)j, accumulate))       \
+        }                                                                                          \
     }
 
-#define DEFINE_TILE_PAIR(ROWS, VECTORS)                                                                                  \
-    DEFINE_TILE(tile_##ROWS##x##VECTORS, ROWS, VECTORS, 1, CONTIGUOUS_ROW)                                               \
+#define DEFINE_TILE_PAIR(ROWS, VECTORS)                                                            \
+    DEFINE_TILE(tile_##ROWS##x##VECTORS, ROWS, VECTORS, 1, CONTIGUOUS_ROW)                         \
     DEFINE_TILE(tile_strided_##ROWS##x##VECTORS, ROWS, VECTORS, (ROWS + 2) / 3, STRIDED_ROW)
-#define TILE_PAIR(ROWS, VECTORS) {tile_##ROWS##x##VECTORS, tile_strided_##ROWS##x##VECTORS}
+#define TILE_PAIR(ROWS, VECTORS)                                                                   \
+    { tile_##ROWS##x##VECTORS, tile_strided_##ROWS##x##VECTORS }
 
 #if TILE_ROWS == 14
-#define FOR_EACH_TILE_HEIGHT(DO)                                                                                         \
+#define FOR_EACH_TILE_HEIGHT(DO)                                                                   \
     DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7) DO(8) DO(9) DO(10) DO(11) DO(12) DO(13) DO(14)
 #define DEFINE_TILES(ROWS) DEFINE_TILE_PAIR(ROWS, 1) DEFINE_TILE_PAIR(ROWS, 2)
 #define TILE_ENTRY(ROWS) {TILE_PAIR(ROWS, 1), TILE_PAIR(ROWS, 2)},
@@ -127,19 +142,25 @@ LMK_INLINE f32x16 load_steps(const void *x, lmk_dtype dtype, size_t count) {
     if (count >= 2 * LMK_LANES) return load((const float *)x);
     uint16_t pairs[2 * LMK_LANES];
     load_first_halves(pairs, x, count);
-    load_first_halves(pairs + LMK_LANES, (const uint16_t *)x + LMK_LANES, count > LMK_LANES ? count - LMK_LANES : 0);
+    load_first_halves(pairs + LMK_LANES, (const uint16_t *)x + LMK_LANES,
+                      count > LMK_LANES ? count - LMK_LANES : 0);
     return load((const float *)(const void *)pairs);
 #else
     return load_elements(x, dtype, count);
 #endif
 }
 
-/// Four lanes of 16 steps, transposed inside quarters: quarter q of y[s] holds step 4 q + s of the four lanes.
+/// Four lanes of 16 steps, transposed inside quarters: quarter q of y[s] holds step 4 q + s of the
+/// four lanes.
 LMK_INLINE void transpose_quarters(const f32x16 x[4], f32x16 y[4]) {
-#define LOW(a, b) __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29)
-#define HIGH(a, b) __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31)
-#define LOW_PAIRS(a, b) __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29)
-#define HIGH_PAIRS(a, b) __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31)
+#define LOW(a, b)                                                                                  \
+    __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29)
+#define HIGH(a, b)                                                                                 \
+    __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31)
+#define LOW_PAIRS(a, b)                                                                            \
+    __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29)
+#define HIGH_PAIRS(a, b)                                                                           \
+    __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31)
     const f32x16 low01 = LOW(x[0], x[1]), high01 = HIGH(x[0], x[1]);
     const f32x16 low23 = LOW(x[2], x[3]), high23 = HIGH(x[2], x[3]);
     y[0] = LOW_PAIRS(low01, low23);
@@ -154,12 +175,15 @@ LMK_INLINE void transpose_quarters(const f32x16 x[4], f32x16 y[4]) {
 
 #define TRANSPOSE_LANES 8
 
-/// 16 steps of 4 or 8 lanes in the panel's order. Groups of 8 measured best on AVX-512: 38 cycles for 256 elements, against 53 for
-/// 16 lanes (more shuffles across registers) and 70 for 4 (more stores).
+/// 16 steps of 4 or 8 lanes in the panel's order. Groups of 8 measured best on AVX-512: 38 cycles
+/// for 256 elements, against 53 for 16 lanes (more shuffles across registers) and 70 for 4 (more
+/// stores).
 LMK_INLINE void transpose_lanes(const f32x16 *x, int lanes, float *to, size_t width) {
     f32x16 y[2][4];
-    LMK_UNROLL for (int group = 0; group < lanes / 4; group++) transpose_quarters(x + 4 * group, y[group]);
-    LMK_UNROLL for (int s = 0; s < 4; s++) {
+    LMK_UNROLL
+    for (int group = 0; group < lanes / 4; group++) transpose_quarters(x + 4 * group, y[group]);
+    LMK_UNROLL
+    for (int s = 0; s < 4; s++) {
         float *const step = to + (size_t)s * width;
         if (lanes == 4) {
             *(f32x4_unaligned *)step = y[0][s].lo.lo;
@@ -168,10 +192,12 @@ LMK_INLINE void transpose_lanes(const f32x16 *x, int lanes, float *to, size_t wi
             *(f32x4_unaligned *)(step + 12 * width) = y[0][s].hi.hi;
             continue;
         }
-#define QUARTERS(a, b, i, j)                                                                                             \
-    __builtin_shufflevector(a, b, 4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3, 4 * i + 16, 4 * i + 17, 4 * i + 18, 4 * i + 19, \
-                            4 * j, 4 * j + 1, 4 * j + 2, 4 * j + 3, 4 * j + 16, 4 * j + 17, 4 * j + 18, 4 * j + 19)
-        const f32x16 first = QUARTERS(y[0][s], y[1][s], 0, 1), second = QUARTERS(y[0][s], y[1][s], 2, 3);
+#define QUARTERS(a, b, i, j)                                                                       \
+    __builtin_shufflevector(a, b, 4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3, 4 * i + 16, 4 * i + 17,  \
+                            4 * i + 18, 4 * i + 19, 4 * j, 4 * j + 1, 4 * j + 2, 4 * j + 3,        \
+                            4 * j + 16, 4 * j + 17, 4 * j + 18, 4 * j + 19)
+        const f32x16 first = QUARTERS(y[0][s], y[1][s], 0, 1),
+                     second = QUARTERS(y[0][s], y[1][s], 2, 3);
 #undef QUARTERS
         *(f32x8_unaligned *)step = first.lo;
         *(f32x8_unaligned *)(step + 4 * width) = first.hi;
@@ -181,10 +207,12 @@ LMK_INLINE void transpose_lanes(const f32x16 *x, int lanes, float *to, size_t wi
 }
 
 /// The depth is contiguous: 16 steps of `lanes` lanes from `lane` on are transposed at a time.
-LMK_INLINE void pack_transposed(float *panel, size_t width, int lanes, const lmk_operand *x, lmk_dtype dtype, size_t lane,
-                                size_t step, size_t steps) {
-    const size_t bytes = bytes_of(dtype), depth = x->depth, present = lane < x->lanes ? x->lanes - lane : 0;
-    // The lanes after these are fetched meanwhile: 8 short streams are more than the hardware follows.
+LMK_INLINE void pack_transposed(float *panel, size_t width, int lanes, const lmk_operand *x,
+                                lmk_dtype dtype, size_t lane, size_t step, size_t steps) {
+    const size_t bytes = bytes_of(dtype), depth = x->depth,
+                 present = lane < x->lanes ? x->lanes - lane : 0;
+    // The lanes after these are fetched meanwhile: 8 short streams are more than the hardware
+    // follows.
     const size_t next_group = bytes * x->stride * (size_t)lanes;
     const char *source[TRANSPOSE_LANES];
     for (int i = 0; i < lanes; i++) {
@@ -196,7 +224,8 @@ LMK_INLINE void pack_transposed(float *panel, size_t width, int lanes, const lmk
         const size_t at = (step + k) * ELEMENTS_PER_STEP, count = depth - at;
         f32x16 rows[TRANSPOSE_LANES];
         if (count >= LMK_LANES * ELEMENTS_PER_STEP && steps - k >= LMK_LANES) {
-            LMK_UNROLL for (int i = 0; i < lanes; i++) {
+            LMK_UNROLL
+            for (int i = 0; i < lanes; i++) {
                 __builtin_prefetch(source[i] + bytes * at + next_group);
                 rows[i] = load_steps(source[i] + bytes * at, dtype, LMK_LANES * ELEMENTS_PER_STEP);
             }
@@ -212,7 +241,8 @@ LMK_INLINE void pack_transposed(float *panel, size_t width, int lanes, const lmk
     }
 }
 
-/// 16 lanes of one step, from the row that holds them (and the next, for pairs of bfloat16); zero from `count` on.
+/// 16 lanes of one step, from the row that holds them (and the next, for pairs of bfloat16); zero
+/// from `count` on.
 LMK_INLINE f32x16 load_lanes(const char *row, const char *next, lmk_dtype dtype, size_t count) {
 #if defined(LMK_TARGET_AVX512_BF16)
     (void)dtype;
@@ -228,9 +258,10 @@ LMK_INLINE f32x16 load_lanes(const char *row, const char *next, lmk_dtype dtype,
 }
 
 /// The lanes are contiguous: rows of them are copied.
-LMK_INLINE void pack_copied(float *to, size_t width, const lmk_operand *operand, lmk_dtype dtype, const size_t *lanes,
-                            size_t panels, size_t step, size_t steps) {
-    // Copies on the stack: stores to the panel could otherwise change them, for all the compiler knows.
+LMK_INLINE void pack_copied(float *to, size_t width, const lmk_operand *operand, lmk_dtype dtype,
+                            const size_t *lanes, size_t panels, size_t step, size_t steps) {
+    // Copies on the stack: stores to the panel could otherwise change them, for all the compiler
+    // knows.
     const lmk_operand x = *operand;
     size_t offset[LMK_PACK_GROUP], present[LMK_PACK_GROUP];
     for (size_t panel = 0; panel < panels; panel++) {
@@ -247,7 +278,8 @@ LMK_INLINE void pack_copied(float *to, size_t width, const lmk_operand *operand,
         }
         for (size_t panel = 0; panel < panels; panel++) {
             float *const put = to + (panel * steps + k) * width;
-            const char *const lane = row + offset[panel], *const next_lane = next ? next + offset[panel] : 0;
+            const char *const lane = row + offset[panel], *const next_lane =
+                                                              next ? next + offset[panel] : 0;
             const f32x16 values = load_lanes(lane, next_lane, dtype, present[panel]);
             if (width == 4) {
                 *(f32x4_unaligned *)put = values.lo.lo;
@@ -260,13 +292,14 @@ LMK_INLINE void pack_copied(float *to, size_t width, const lmk_operand *operand,
             const size_t more = present[panel] > LMK_LANES ? present[panel] - LMK_LANES : 0;
             const size_t skip = bytes_of(dtype) * LMK_LANES;
             store(put + LMK_LANES,
-                  more == 0 ? splat(0) : load_lanes(lane + skip, next ? next_lane + skip : 0, dtype, more));
+                  more == 0 ? splat(0)
+                            : load_lanes(lane + skip, next ? next_lane + skip : 0, dtype, more));
         }
     }
 }
 
-LMK_INLINE void pack_as(float *to, size_t width, const lmk_operand *x, lmk_dtype dtype, const size_t *lanes, size_t panels,
-                        size_t step, size_t steps) {
+LMK_INLINE void pack_as(float *to, size_t width, const lmk_operand *x, lmk_dtype dtype,
+                        const size_t *lanes, size_t panels, size_t step, size_t steps) {
     if (!x->depth_contiguous) {
         pack_copied(to, width, x, dtype, lanes, panels, step, steps);
         return;
@@ -274,19 +307,20 @@ LMK_INLINE void pack_as(float *to, size_t width, const lmk_operand *x, lmk_dtype
     const int group = width < TRANSPOSE_LANES ? (int)width : TRANSPOSE_LANES;
     for (size_t i = 0; i < panels; i++) {
         for (size_t j = 0; j < width; j += (size_t)group) {
-            pack_transposed(to + i * width * steps + j, width, group, x, dtype, lanes[i] + j, step, steps);
+            pack_transposed(to + i * width * steps + j, width, group, x, dtype, lanes[i] + j, step,
+                            steps);
         }
     }
 }
 
-static void pack_panels(void *to, size_t width, const lmk_operand *x, const size_t *lanes, size_t panels, size_t step,
-                        size_t steps) {
+static void pack_panels(void *to, size_t width, const lmk_operand *x, const size_t *lanes,
+                        size_t panels, size_t step, size_t steps) {
     // Constant widths and types: the loops inside are then without tests.
-#define PACK(DTYPE)                                                                                                      \
-    case DTYPE:                                                                                                          \
-        if (width == ROW_PANEL) pack_as(to, ROW_PANEL, x, DTYPE, lanes, panels, step, steps);                            \
-        else if (width == LMK_LANES) pack_as(to, LMK_LANES, x, DTYPE, lanes, panels, step, steps);                       \
-        else pack_as(to, 2 * LMK_LANES, x, DTYPE, lanes, panels, step, steps);                                           \
+#define PACK(DTYPE)                                                                                \
+    case DTYPE:                                                                                    \
+        if (width == ROW_PANEL) pack_as(to, ROW_PANEL, x, DTYPE, lanes, panels, step, steps);      \
+        else if (width == LMK_LANES) pack_as(to, LMK_LANES, x, DTYPE, lanes, panels, step, steps); \
+        else pack_as(to, 2 * LMK_LANES, x, DTYPE, lanes, panels, step, steps);                     \
         break;
     switch (x->dtype) {
 #if !defined(LMK_TARGET_AVX512_BF16)

@@ -1,4 +1,5 @@
-// What the entry points and the kernels of cross-entropy share: a block of rows, and the table of each instruction set.
+// What the entry points and the kernels of cross-entropy share: a block of rows, and the table of
+// each instruction set.
 #ifndef LMK_CROSS_ENTROPY_TABLES_H
 #define LMK_CROSS_ENTROPY_TABLES_H
 
@@ -6,12 +7,13 @@
 #include "lmk_cross_entropy.h"
 #include "lmk_tile.h"
 
-/// Classes whose statistics are merged one block after the other before chunks are merged: fixed, so that results depend on
-/// neither threads nor budget.
+/// Classes whose statistics are merged one block after the other before chunks are merged: fixed,
+/// so that results depend on neither threads nor budget.
 #define VOCABULARY_CHUNK (4 * LMK_COLUMN_BLOCK)
 
-/// The logits that classes other than the target add to a row: running maximum m, sum of exp(z - m), sum of (z - m) exp(z - m), sum
-/// of w z (with the target), index of the maximum. Arrays of [chunks][rows].
+/// The logits that classes other than the target add to a row: running maximum m, sum of exp(z -
+/// m), sum of (z - m) exp(z - m), sum of w z (with the target), index of the maximum. Arrays of
+/// [chunks][rows].
 typedef struct row_statistics {
     float *max, *sum;
     /// Null when entropy is not asked for.
@@ -56,18 +58,23 @@ typedef struct cross_entropy_block {
 } cross_entropy_block;
 
 typedef struct cross_entropy_kernels {
-    /// An lmk_tile_epilogue: takes in logits [rows, columns] of one column block. Leaves them as they are.
-    void (*take_in)(void *block, float *logits, size_t stride, size_t row, size_t rows, size_t column, size_t columns);
-    /// Merges rows begin..<end over `chunks` chunks, in order, into chunk 0, adds the target, and gives per row the maximum, the
-    /// sum, lse - z_y (0 when ignored), lse, entropy.
-    void (*finish)(const cross_entropy_block *block, size_t chunks, size_t begin, size_t end, lmk_cross_entropy_row *states,
-                   float *log_sum_exp, float *entropy);
-    /// Turns logits [rows of the block, columns] into gradients A, columns from panel_column + column on.
-    void (*gradient)(const cross_entropy_block *block, float *logits, size_t stride, size_t column, size_t columns);
+    /// An lmk_tile_epilogue: takes in logits [rows, columns] of one column block. Leaves them as
+    /// they are.
+    void (*take_in)(void *block, float *logits, size_t stride, size_t row, size_t rows,
+                    size_t column, size_t columns);
+    /// Merges rows begin..<end over `chunks` chunks, in order, into chunk 0, adds the target, and
+    /// gives per row the maximum, the sum, lse - z_y (0 when ignored), lse, entropy.
+    void (*finish)(const cross_entropy_block *block, size_t chunks, size_t begin, size_t end,
+                   lmk_cross_entropy_row *states, float *log_sum_exp, float *entropy);
+    /// Turns logits [rows of the block, columns] into gradients A, columns from panel_column +
+    /// column on.
+    void (*gradient)(const cross_entropy_block *block, float *logits, size_t stride, size_t column,
+                     size_t columns);
     /// max + log sum.
     void (*log_sum_exp)(const lmk_cross_entropy_row *states, float *log_sum_exp, size_t count);
     /// exp(-target_loss) and -expm1(-target_loss).
-    void (*target_probabilities)(const float *target_loss, float *probability, float *complement, size_t count);
+    void (*target_probabilities)(const float *target_loss, float *probability, float *complement,
+                                 size_t count);
 } cross_entropy_kernels;
 
 extern const cross_entropy_kernels cross_entropy_kernels_generic;
