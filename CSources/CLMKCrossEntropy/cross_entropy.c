@@ -1,5 +1,6 @@
-// Cut cross-entropy: validation, and the passes of one call over blocks of rows.
+// Cut cross-entropy: the passes of one call over blocks of rows.
 #include "plan.h"
+#include "problem.h"
 
 #include <math.h>
 #include <string.h>
@@ -20,126 +21,6 @@ static const cross_entropy_kernels *kernels_in_use(void) {
     default: return &cross_entropy_kernels_generic;
     }
 }
-
-// ---- Validation
-// -----------------------------------------------------------------------------------------------------
-
-static int64_t stored_target(const lmk_cross_entropy *p, size_t at) {
-    return p->target_type == LMK_TARGET_INT32 ? ((const int32_t *)p->targets)[at]
-                                              : ((const int64_t *)p->targets)[at];
-}
-
-/// Class of a row; -1 where it is ignored.
-static int32_t target_of(const lmk_cross_entropy *p, size_t row) {
-    size_t at = row;
-    if (p->target_shift > 0) {
-        if (row % p->tokens_per_sequence + p->target_shift >= p->tokens_per_sequence) return -1;
-        at += p->target_shift;
-    }
-    const int64_t target = stored_target(p, at);
-    return target == p->ignore_index ? -1 : (int32_t)target;
-}
-
-static lmk_status check_matrix(const char *name, const char *stride_name, const void *data,
-                               size_t rows, size_t columns, size_t stride, lmk_error *error) {
-    if (stride < columns) return lmk_fail_size(error, stride_name, columns, stride);
-    if (!lmk_size_fits(rows, stride, columns, sizeof(float))) return lmk_fail_overflow(error, name);
-    if (rows > 0 && !data) return lmk_fail_null(error, name);
-    return LMK_OK;
-}
-
-static lmk_status check_options(const lmk_cross_entropy *p, lmk_error *error) {
-    if (p->rows > UINT32_MAX)
-        return lmk_fail_range(error, "rows", "at most 2^32 - 1", (int64_t)p->rows);
-    if (p->features == 0) return lmk_fail_size(error, "features", 1, 0);
-    if (p->vocabulary == 0) return lmk_fail_size(error, "vocabulary", 1, 0);
-    if (p->vocabulary > INT32_MAX)
-        return lmk_fail_range(error, "vocabulary", "at most 2^31 - 1", (int64_t)p->vocabulary);
-    if ((unsigned)p->target_type > LMK_TARGET_INT32) {
-        return lmk_fail_range(error, "target_type", "int64 or int32", p->target_type);
-    }
-    if ((unsigned)p->reduction > LMK_REDUCTION_SUM) {
-        return lmk_fail_range(error, "reduction", "none, mean or sum", p->reduction);
-    }
-    if (!(p->softcap >= 0 && isfinite(p->softcap))) {
-        return lmk_fail_real(error, "softcap", "finite and above 0, or 0 for none", p->softcap);
-    }
-    if (!isfinite(p->logit_scale) || p->logit_scale == 0) {
-        return lmk_fail_real(error, "logit_scale", "finite and not 0", p->logit_scale);
-    }
-    if (!(p->label_smoothing >= 0 && p->label_smoothing <= 1)) {
-        return lmk_fail_real(error, "label_smoothing", "from 0 to 1", p->label_smoothing);
-    }
-    if (!(p->z_loss >= 0 && isfinite(p->z_loss)))
-        return lmk_fail_real(error, "z_loss", "finite and at least 0", p->z_loss);
-    if (p->target_shift > 0) {
-        if (p->tokens_per_sequence == 0) return lmk_fail_size(error, "tokens_per_sequence", 1, 0);
-        if (p->rows % p->tokens_per_sequence != 0) {
-            return lmk_fail_range(error, "tokens_per_sequence", "a divisor of rows",
-                                  (int64_t)p->tokens_per_sequence);
-        }
-    }
-    return LMK_OK;
-}
-
-static lmk_status check_problem(const lmk_cross_entropy *p, lmk_error *error) {
-    lmk_status status = check_options(p, error);
-    if (status != LMK_OK) return status;
-    status = check_matrix("hidden", "hidden_stride", p->hidden, p->rows, p->features,
-                          p->hidden_stride, error);
-    if (status != LMK_OK) return status;
-    status =
-        check_matrix("classifier", "classifier_stride", p->classifier,
-                     p->rows > 0 ? p->vocabulary : 0, p->features, p->classifier_stride, error);
-    if (status != LMK_OK) return status;
-    if (p->rows > 0 && !p->targets) return lmk_fail_null(error, "targets");
-    for (size_t row = 0; row < p->rows; row++) {
-        const int64_t target = stored_target(p, row);
-        if (target == p->ignore_index || (target >= 0 && target < (int64_t)p->vocabulary)) continue;
-        return lmk_fail(error, (lmk_error){.status = LMK_BAD_ENTRY,
-                                           .argument = "targets",
-                                           .expected = (int64_t)p->vocabulary,
-                                           .actual = target,
-                                           .index = (int64_t)row});
-    }
-    for (size_t j = 0; p->class_weights && j < p->vocabulary; j++) {
-        const float weight = p->class_weights[j];
-        if (weight >= 0 && isfinite(weight)) continue;
-        lmk_error what = {.status = LMK_BAD_ENTRY,
-                          .argument = "class_weights",
-                          .allowed = "finite and at least 0",
-                          .index = (int64_t)j,
-                          .real = weight,
-                          .is_real = 1};
-        return lmk_fail(error, what);
-    }
-    return LMK_OK;
-}
-
-static lmk_status check_gradients(const lmk_cross_entropy *p, const lmk_cross_entropy_gradients *g,
-                                  lmk_error *error) {
-    const int has_other = g->log_sum_exp_gradients || g->entropy_gradients;
-    if (p->reduction == LMK_REDUCTION_NONE && !g->loss_gradients && !has_other) {
-        return lmk_fail_conflict(error, "loss_gradients", "needed when the reduction is none");
-    }
-    if (p->reduction != LMK_REDUCTION_NONE && g->loss_gradients) {
-        return lmk_fail_conflict(error, "loss_gradients",
-                                 "only for the reduction none; mean and sum take loss_gradient");
-    }
-    lmk_status status = LMK_OK;
-    if (g->hidden) {
-        status = check_matrix("hidden_gradient", "hidden_gradient_stride", g->hidden, p->rows,
-                              p->features, g->hidden_stride, error);
-    }
-    if (status == LMK_OK && g->classifier) {
-        status = check_matrix("classifier_gradient", "classifier_gradient_stride", g->classifier,
-                              p->vocabulary, p->features, g->classifier_stride, error);
-    }
-    return status;
-}
-
-// ---- One call
-// -------------------------------------------------------------------------------------------------------
 
 /// The arrays of a block, one entry for each of its rows: ROW_ARRAYS of them, the states counting
 /// three.
@@ -248,14 +129,15 @@ static void count_rows(cross_entropy_call *call) {
                     (g && (g->log_sum_exp_gradients || g->entropy_gradients));
     call->active = (uint32_t *)(void *)(call->memory + call->plan.active);
     for (size_t row = 0; row < p->rows; row++) {
-        const int32_t target = target_of(p, row);
+        const int32_t target = lmk_cross_entropy_target(p, row);
         if (target < 0) continue;
         call->active[call->valid_rows++] = (uint32_t)row;
         call->target_weight += (double)weight_of(p, target);
     }
     call->active_count = call->gradient_count = call->valid_rows;
     for (size_t row = 0; all && row < p->rows; row++) {
-        if (target_of(p, row) < 0) call->active[call->active_count++] = (uint32_t)row;
+        if (lmk_cross_entropy_target(p, row) < 0)
+            call->active[call->active_count++] = (uint32_t)row;
     }
     if (g && (g->log_sum_exp_gradients || g->entropy_gradients))
         call->gradient_count = call->active_count;
@@ -490,7 +372,7 @@ static void run_block(cross_entropy_call *call, size_t first) {
     call->first = first;
     call->block.rows = lmk_min(plan->block_rows, call->active_count - first);
     for (size_t i = 0; i < call->block.rows; i++) {
-        call->rows.target[i] = target_of(p, call->active[first + i]);
+        call->rows.target[i] = lmk_cross_entropy_target(p, call->active[first + i]);
         call->rows.target_logit[i] = 0;
     }
     call->panel = (float *)(void *)(call->memory + plan->panel);
@@ -592,7 +474,7 @@ static lmk_status run(cross_entropy_call *call, lmk_cross_entropy_summary *summa
 
 size_t lmk_cross_entropy_workspace_size(const lmk_cross_entropy *problem,
                                         const lmk_cross_entropy_gradients *gradients) {
-    if (check_options(problem, 0) != LMK_OK) return 0;
+    if (lmk_cross_entropy_check_options(problem, 0) != LMK_OK) return 0;
     cross_entropy_plan plan, backward;
     if (!lmk_cross_entropy_plan(problem, gradients, gradients ? PHASE_BOTH : PHASE_FORWARD, &plan))
         return 0;
@@ -605,7 +487,7 @@ lmk_status lmk_cross_entropy_forward(const lmk_cross_entropy *problem,
                                      const lmk_cross_entropy_outputs *outputs,
                                      lmk_cross_entropy_summary *summary, void *workspace,
                                      size_t workspace_size, lmk_error *error) {
-    const lmk_status status = check_problem(problem, error);
+    const lmk_status status = lmk_cross_entropy_check_problem(problem, error);
     if (status != LMK_OK) return status;
     cross_entropy_call call = {.p = problem, .outputs = outputs, .phase = PHASE_FORWARD};
     return run(&call, summary, workspace, workspace_size, error);
@@ -616,12 +498,13 @@ lmk_status lmk_cross_entropy_backward(const lmk_cross_entropy *problem,
                                       const lmk_cross_entropy_gradients *gradients,
                                       lmk_cross_entropy_summary *summary, void *workspace,
                                       size_t workspace_size, lmk_error *error) {
-    lmk_status status = check_problem(problem, error);
-    if (status == LMK_OK) status = check_gradients(problem, gradients, error);
+    lmk_status status = lmk_cross_entropy_check_problem(problem, error);
+    if (status == LMK_OK) status = lmk_cross_entropy_check_gradients(problem, gradients, error);
     if (status != LMK_OK) return status;
     if (problem->rows > 0 && !row_states) return lmk_fail_null(error, "row_states");
-    if (problem->rows > 0 && gradients->entropy_gradients && !entropy)
-        return lmk_fail_null(error, "entropy");
+    if (problem->rows > 0 && gradients->entropy_gradients && !entropy) {
+        return lmk_fail_conflict(error, "entropy", "needed with entropy_gradients");
+    }
     cross_entropy_call call = {.p = problem,
                                .gradients = gradients,
                                .row_states = row_states,
@@ -635,8 +518,8 @@ lmk_status lmk_cross_entropy_forward_backward(const lmk_cross_entropy *problem,
                                               const lmk_cross_entropy_gradients *gradients,
                                               lmk_cross_entropy_summary *summary, void *workspace,
                                               size_t workspace_size, lmk_error *error) {
-    lmk_status status = check_problem(problem, error);
-    if (status == LMK_OK) status = check_gradients(problem, gradients, error);
+    lmk_status status = lmk_cross_entropy_check_problem(problem, error);
+    if (status == LMK_OK) status = lmk_cross_entropy_check_gradients(problem, gradients, error);
     if (status != LMK_OK) return status;
     cross_entropy_call call = {
         .p = problem, .outputs = outputs, .gradients = gradients, .phase = PHASE_BOTH};

@@ -78,8 +78,7 @@ typedef enum LMK_CLOSED_ENUM lmk_dtype {
 /// Bytes of one element.
 size_t lmk_dtype_size(lmk_dtype dtype);
 
-// ---- Instruction sets
-// -----------------------------------------------------------------------------------------------
+// MARK: Instruction sets
 
 /// Instruction sets that kernels are compiled for. On x86-64 a larger value contains the smaller
 /// ones.
@@ -107,8 +106,7 @@ int lmk_cpu_use_isa(lmk_isa isa);
 /// "generic", "avx2", "avx512", "avx512bf16" or "neon".
 const char *lmk_isa_name(lmk_isa isa);
 
-// ---- Threads
-// --------------------------------------------------------------------------------------------------------
+// MARK: Threads
 
 /// The largest number of threads a call uses.
 #define LMK_MAX_THREADS 1024
@@ -127,16 +125,15 @@ void lmk_parallel_for(size_t slots, unsigned threads,
                       void (*body)(void *LMK_NULLABLE context, size_t slot, unsigned worker),
                       void *LMK_NULLABLE context);
 
-// ---- Conversion of storage types
-// ------------------------------------------------------------------------------------
+// MARK: Conversion of storage types
 
 /// y[i] = x[i], rounded to nearest even. NaN stays NaN (quiet). x and y may be the same buffer when
 /// both types have the same size; otherwise they must not overlap.
-lmk_status lmk_convert(const void *LMK_NULLABLE x, lmk_dtype x_dtype, void *LMK_NULLABLE y,
-                       lmk_dtype y_dtype, size_t count, lmk_error *LMK_NULLABLE error);
+lmk_status lmk_convert(const void *LMK_NULLABLE x LMK_NOESCAPE, lmk_dtype x_dtype,
+                       void *LMK_NULLABLE y LMK_NOESCAPE, lmk_dtype y_dtype, size_t count,
+                       lmk_error *LMK_NULLABLE error);
 
-// ---- Elementwise functions
-// ------------------------------------------------------------------------------------------
+// MARK: Elementwise functions
 
 /// Elementwise functions on float32. Largest error in ulp over every float32 stands in
 /// CONTRIBUTING.md.
@@ -150,11 +147,10 @@ typedef enum LMK_CLOSED_ENUM lmk_function {
 } lmk_function;
 
 /// y[i] = f(x[i]). x and y may be the same buffer.
-lmk_status lmk_map(lmk_function function, const float *LMK_NULLABLE x, float *LMK_NULLABLE y,
-                   size_t count, lmk_error *LMK_NULLABLE error);
+lmk_status lmk_map(lmk_function function, const float *LMK_NULLABLE x LMK_NOESCAPE,
+                   float *LMK_NULLABLE y LMK_NOESCAPE, size_t count, lmk_error *LMK_NULLABLE error);
 
-// ---- Matrix product
-// -------------------------------------------------------------------------------------------------
+// MARK: Matrix product
 
 /// How the operands of a product lie in memory, named as in BLAS. N: as written. T: transposed.
 typedef enum LMK_CLOSED_ENUM lmk_layout {
@@ -196,8 +192,7 @@ size_t lmk_matmul_workspace_size(const lmk_matmul *matmul);
 lmk_status lmk_matmul_run(const lmk_matmul *matmul, void *LMK_NULLABLE workspace,
                           size_t workspace_size, lmk_error *LMK_NULLABLE error);
 
-// ---- Limits of the machine
-// ------------------------------------------------------------------------------------------
+// MARK: Limits of the machine
 
 /// Runs `iterations` rounds of independent fused multiply-adds in registers on this thread and
 /// returns the number of floating-point operations done (a multiply-add is two). `dtype` BFLOAT16
@@ -205,10 +200,11 @@ lmk_status lmk_matmul_run(const lmk_matmul *matmul, void *LMK_NULLABLE workspace
 double lmk_probe_arithmetic(lmk_dtype dtype, size_t iterations);
 
 /// Reads `count` floats once and returns their sum.
-float lmk_probe_read(const float *x, size_t count);
+float lmk_probe_read(const float *x LMK_NOESCAPE, size_t count);
 
 /// Copies `count` floats; `streaming` nonzero bypasses the caches where the instruction set can.
-void lmk_probe_copy(const float *x, float *y, size_t count, int streaming);
+void lmk_probe_copy(const float *x LMK_NOESCAPE, float *y LMK_NOESCAPE, size_t count,
+                    int streaming);
 
 LMK_NONNULL_END
 
