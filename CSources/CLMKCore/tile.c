@@ -9,7 +9,7 @@
 /// Bytes of one step of one lane, packed.
 #define STEP_BYTES 4
 
-/// Row panels that a job keeps in L2 at a time: 8 panels of 14 rows and 256 steps are 128 KB.
+/// Row panels that a job keeps in L2 at a time: 8 panels of 14 rows and 512 steps are 256 KB.
 #define PANELS_IN_L2 LMK_PACK_GROUP
 
 /// Widest panel row of a over all instruction sets, for sizes.

@@ -28,6 +28,9 @@ struct FuzzCommand: ParsableCommand {
     @Option(name: .customLong("case"), help: "Only the case of this index.")
     var index: Int?
 
+    @Flag(help: "Go on after a failure, instead of leaving that operation.")
+    var keepGoing = false
+
     @Flag(help: "Name every case on standard error before it runs.")
     var verbose = false
 
@@ -49,6 +52,7 @@ struct FuzzCommand: ParsableCommand {
         var fuzzer = Fuzzer(seed: seed)
         if let op { fuzzer.operations = Fuzzer.operations.filter { $0.operation == op } }
         fuzzer.iterations = iterations
+        fuzzer.keepsGoing = keepGoing
         fuzzer.seconds = seconds ?? (iterations == nil ? 10 : nil)
         if verbose { fuzzer.announce = { printToStandardError($0) } }
 

@@ -154,9 +154,7 @@ static size_t least_budget(const test_case *t, unsigned threads) {
     size_t least = 1;
     if (takes_budget(t, 1, threads, &least)) return 1;
     size_t again = least;
-    // Small vocabularies need less for a panel than for recomputing, which is what the call names.
-    const int one_less = takes_budget(t, least - 1, threads, &again);
-    if ((one_less && t->needs_both_modes) || again != least) {
+    if (takes_budget(t, least - 1, threads, &again) || again != least) {
         complain("%s: %zu bytes are not the least budget for %u threads", t->name, least, threads);
     }
     return least;

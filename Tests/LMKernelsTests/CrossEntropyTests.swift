@@ -40,7 +40,7 @@ extension KernelSuite {
             try check(problem, "choice \(choice)")
         }
 
-        @Test(arguments: [1, 2, 15, 16, 17, 255, 256, 257, 1023, 1024, 1025, 2050])
+        @Test(arguments: [1, 2, 15, 16, 17, 127, 128, 129, 256, 1023, 1024, 1025, 2050])
         func vocabularyAroundBlockEdges(vocabulary: Int) throws {
             var problem = CrossEntropyProblem(
                 rows: 15, features: 9, vocabulary: vocabulary, seed: UInt64(vocabulary))
@@ -48,7 +48,7 @@ extension KernelSuite {
             try check(problem, "vocabulary \(vocabulary)")
         }
 
-        @Test(arguments: [0, 1, 13, 14, 15, 29, 255, 256, 257, 520])
+        @Test(arguments: [0, 1, 13, 14, 15, 29, 127, 129, 511, 512, 513, 1030])
         func rowsAroundBlockEdges(rows: Int) throws {
             var problem = CrossEntropyProblem(
                 rows: rows, features: 8, vocabulary: 70, seed: UInt64(rows))
@@ -56,7 +56,7 @@ extension KernelSuite {
             try check(problem, "rows \(rows)")
         }
 
-        @Test(arguments: [1, 2, 15, 16, 17, 31, 33, 255, 256, 257, 515])
+        @Test(arguments: [1, 2, 15, 16, 17, 31, 33, 127, 511, 512, 513, 1025])
         func featuresAroundBlockEdges(features: Int) throws {
             var problem = CrossEntropyProblem(
                 rows: 17, features: features, vocabulary: 50, seed: UInt64(features))
@@ -98,8 +98,8 @@ extension KernelSuite {
 
         @Test(arguments: [0, 0b1101_1101, 0b0010_0010, 0b1111_1111])
         func sameBitsWhateverThreadsBudgetWayAndInstructionSet(choice: Int) throws {
-            // More than one chunk of classes, more than two blocks of 256 rows.
-            var problem = CrossEntropyProblem(rows: 600, features: 20, vocabulary: 2500, seed: 9)
+            // More than one chunk of classes, more than two blocks of 512 rows.
+            var problem = CrossEntropyProblem(rows: 1300, features: 20, vocabulary: 2500, seed: 9)
             problem.choose(choice, seed: 8)
             problem.options.threads = 1
             var expected: [[UInt32]]?
@@ -107,7 +107,7 @@ extension KernelSuite {
             try withEachInstructionSet(fusedSets) { set in
                 for threads in [1, 2, 3, 8] {
                     problem.options.threads = threads
-                    for budget in [nil, try leastBudget(problem), 5 << 20] {
+                    for budget in [nil, try leastBudget(problem), 12 << 20] {
                         problem.options.memoryBudget = budget
                         for way in CrossEntropyProblem.Way.allCases {
                             let found = try problem.run(way)
@@ -188,7 +188,7 @@ extension KernelSuite {
         // MARK: - What is asked for
 
         @Test func gradientsAddToWhatIsThere() throws {
-            for budget in [nil, 5 << 20] {
+            for budget in [nil, 9 << 20] {
                 var problem = CrossEntropyProblem(rows: 530, features: 20, vocabulary: 2500, seed: 12)
                 problem.choose(1, seed: 1)
                 problem.options.memoryBudget = budget

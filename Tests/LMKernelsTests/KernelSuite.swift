@@ -26,7 +26,7 @@ func withEachInstructionSet(
 let fusedSets: [InstructionSet] = [.avx2, .avx512, .avx512bf16, .neon]
 
 /// Sizes around the edges of vectors, register tiles and blocks.
-let edgeSizes = [0, 1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 255, 256, 257, 300]
+let edgeSizes = [0, 1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 257, 300, 513]
 
 /// SplitMix64: the same numbers on every run.
 struct SeededGenerator: RandomNumberGenerator {

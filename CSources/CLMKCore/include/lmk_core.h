@@ -186,9 +186,10 @@ size_t lmk_matmul_workspace_size(const lmk_matmul *matmul);
 
 /// Computes c. c must not overlap a or b.
 ///
-/// Sums are taken over blocks of 256 (float32) along the depth: each block is one chain of fused
-/// multiply-adds in ascending order from zero, and blocks are added in order. The result does not
-/// depend on threads, nor on the instruction set as long as it has fused multiply-add.
+/// Sums are taken over blocks of 512 elements (1024 for bfloat16 pairs) along the depth: each block
+/// is one chain of fused multiply-adds in ascending order from zero, and blocks are added in order.
+/// The result does not depend on threads, nor on the instruction set as long as it has fused
+/// multiply-add.
 lmk_status lmk_matmul_run(const lmk_matmul *matmul, void *LMK_NULLABLE workspace,
                           size_t workspace_size, lmk_error *LMK_NULLABLE error);
 

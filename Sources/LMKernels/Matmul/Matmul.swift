@@ -58,7 +58,7 @@ public enum Matmul {
     ///
     ///     c[n, i, j] = sum_k a[n, i, k] b[n, k, j]
     ///
-    /// Sums run over blocks of the depth, 256 elements long (512 for bfloat16 with AVX512-BF16):
+    /// Sums run over blocks of the depth, 512 elements long (1024 for bfloat16 with AVX512-BF16):
     /// a block is one chain of fused multiply-adds in ascending order from zero, and blocks are
     /// added in order, to what is in c if `accumulate` says so. Results are bitwise the same for
     /// any number of threads, any strides and any position in a batch, and on every instruction

@@ -71,7 +71,7 @@ func check(path: String, _ settings: CheckSettings) -> Verdict {
 
 extension Verdict {
     /// Compares every way with what is expected, and with the first way that has the tensor.
-    fileprivate mutating func judge(
+    mutating func judge(
         _ ways: [ComputedWay], _ expected: [ConformanceCase.Expected]
     ) {
         outcome = .pass

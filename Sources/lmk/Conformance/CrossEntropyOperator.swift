@@ -87,8 +87,13 @@ extension CrossEntropyOperator {
             ways.append(try apart("forward, then backward", usual, workspace))
         }
 
+        // The least memory that every call accepts.
         var tight = usual
-        tight.memoryBudget = try leastBudget(usual, workspace)
+        tight.memoryBudget = try leastBudget { budget throws(KernelError) in
+            tight.memoryBudget = budget
+            _ = try self.forward("", tight, workspace)
+            if wantsGradients { _ = try together("", tight, workspace) }
+        }
         let suffix = ", least memory"
         if wantsGradients {
             ways.append(try together("one call" + suffix, tight, workspace))
@@ -97,6 +102,21 @@ extension CrossEntropyOperator {
             ways.append(try self.forward("forward" + suffix, tight, workspace).way)
         }
         return ways
+    }
+
+    /// The smallest memory budget that is accepted, as the library says when it is given less.
+    private func leastBudget(
+        _ accept: (Int) throws(KernelError) -> Void
+    ) throws(KernelError) -> Int {
+        var budget = 1
+        while true {
+            do {
+                try accept(budget)
+                return budget
+            } catch .tooSmall("memoryBudget", let minimum, _) where minimum > budget {
+                budget = minimum
+            }
+        }
     }
 
     private static let outputs: CrossEntropy.Outputs = [.loss, .logSumExp, .entropy, .rowStates]
@@ -161,23 +181,5 @@ extension CrossEntropyOperator {
         tensors["grad.c"] = c
         tensors["grad.bias"] = bias
         return tensors
-    }
-
-    /// The smallest memory budget that is accepted, as the library says when it is given less.
-    private func leastBudget(
-        _ options: CrossEntropy.Options, _ workspace: Workspace
-    ) throws(KernelError) -> Int {
-        var options = options
-        options.memoryBudget = 1
-        do {
-            if wantsGradients {
-                _ = try together("", options, workspace)
-            } else {
-                _ = try forward("", options, workspace)
-            }
-            return 1
-        } catch .tooSmall("memoryBudget", let minimum, _) {
-            return minimum
-        }
     }
 }

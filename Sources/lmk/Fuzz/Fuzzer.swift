@@ -12,7 +12,7 @@ protocol FuzzCase: CustomStringConvertible {
     func check(_ findings: inout Findings) throws(KernelError)
 }
 
-/// Checks random cases until one fails, or time or cases run out.
+/// Checks random cases until time or cases run out.
 ///
 /// A case is made by a generator of its own, from the seed, the name of its operation and its
 /// index: it is the same whatever ran before.
@@ -27,17 +27,19 @@ struct Fuzzer {
     var seconds: Double?
     /// Cases of each operation; nil for no limit.
     var iterations: Int?
+    /// Whether an operation goes on after a failure.
+    var keepsGoing = false
     /// Told about every case before it runs.
     var announce: ((String) -> Void)?
 
     private struct Progress {
         var cases = 0
         var seconds = 0.0
-        var hasFailed = false
+        var failures = 0
         var findings = Findings()
     }
 
-    /// Runs cases 0, 1, 2, ... of every operation, each operation up to its first failure.
+    /// Runs cases 0, 1, 2, ... of every operation.
     ///
     /// - Returns: Whether none failed.
     func run(print: (String) -> Void) -> Bool {
@@ -48,7 +50,8 @@ struct Fuzzer {
             if let seconds, (clock.now - start).seconds >= seconds { break }
             // Operations get the same time, not the same number of cases.
             let open = operations.indices.filter {
-                !progress[$0].hasFailed && progress[$0].cases < iterations ?? .max
+                (progress[$0].failures == 0 || keepsGoing)
+                    && progress[$0].cases < iterations ?? .max
             }
             guard let next = open.min(by: { progress[$0].seconds < progress[$1].seconds }) else {
                 break
@@ -59,16 +62,16 @@ struct Fuzzer {
             progress[next].seconds += (clock.now - before).seconds
             progress[next].cases += 1
             progress[next].findings.merge(findings, index: index)
-            progress[next].hasFailed = !findings.failures.isEmpty
+            if !findings.failures.isEmpty { progress[next].failures += 1 }
         }
         for (operation, progress) in zip(operations, progress) {
             let cases = progress.cases == 1 ? "case" : "cases"
             print(
                 "\(operation.operation): \(progress.cases) \(cases)"
-                    + (progress.hasFailed ? ", the last one failed" : ""))
+                    + (progress.failures > 0 ? ", \(progress.failures) failed" : ""))
             report(progress.findings, print: print)
         }
-        return !progress.contains { $0.hasFailed }
+        return progress.allSatisfy { $0.failures == 0 }
     }
 
     /// Runs one case of each operation.

@@ -251,7 +251,9 @@ func withPart<Element, Failure: Error>(
     of array: inout [Element], _ range: Range<Int>,
     _ body: (inout MutableSpan<Element>) throws(Failure) -> Void
 ) throws(Failure) {
-    var whole = array.mutableSpan
-    var part = whole.extracting(range)
-    try body(&part)
+    try unsafe array.withUnsafeMutableBufferPointer { buffer throws(Failure) in
+        let part = buffer.extracting(range)
+        var span = unsafe part.mutableSpan
+        try body(&span)
+    }
 }

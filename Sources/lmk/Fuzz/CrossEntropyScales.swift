@@ -1,0 +1,337 @@
+import Foundation
+import LMKernels
+
+/// What rounding errors of each output of a cross-entropy problem are measured against: the sum of
+/// the magnitudes that went into it, each times its sensitivity to the logits it came from.
+///
+/// The error of a logit is measured against |e| |c| summed over the features, plus |bias|. Where
+/// rounding a logit changes probabilities by more than a little, all that can be asked of a row is
+/// that its results are finite (scale infinity); where float32 may overflow, nothing (NaN).
+struct CrossEntropyScales {
+    /// For each row; losses in two parts, before any reduction.
+    private(set) var crossEntropy: [Double]
+    private(set) var zPenalty: [Double]
+    private(set) var logSumExp: [Double]
+    private(set) var entropy: [Double]
+    private(set) var targetLogit: [Double]
+    /// Gradients, dense.
+    private(set) var hidden: [Double]
+    private(set) var classifier: [Double]
+    private(set) var bias: [Double]
+    /// z, [rows, vocabulary], and the scale of its errors.
+    private(set) var logits: [Double]
+    private(set) var logitErrors: [Double]
+
+    /// Beyond this, float32 may have overflowed on the way.
+    static let overflow = 1e37
+
+    /// 2^-24, and what errors of logits are allowed to be in its units.
+    private static let unit = 8 * 0x1p-24
+    /// Changes of logits below this change probabilities in proportion.
+    private static let proportional = 0.02
+    /// A denormal number loses 2^-150 whatever its size: in units of a tolerance of 10^-5.
+    private static let underflow = 0x1p-132
+    /// The same in units of `unit`.
+    private static let logitUnderflow = 0x1p-128
+
+    private let problem: CrossEntropyCase
+    private let upstream: Upstream
+
+    init(_ problem: CrossEntropyCase, _ upstream: Upstream) {
+        self.problem = problem
+        self.upstream = upstream
+        let (rows, vocabulary) = (problem.rows, problem.vocabulary)
+        func zeros(_ count: Int) -> [Double] { Array(repeating: 0, count: count) }
+        crossEntropy = zeros(rows)
+        zPenalty = zeros(rows)
+        logSumExp = zeros(rows)
+        entropy = zeros(rows)
+        targetLogit = zeros(rows)
+        hidden = Array(repeating: Self.underflow, count: rows * problem.features)
+        classifier = Array(
+            repeating: Self.underflow
+                + (problem.accumulate.contains(.classifier) ? Double(problem.initial.magnitude) : 0),
+            count: vocabulary * problem.features)
+        bias = Array(
+            repeating: Self.underflow
+                + (problem.accumulate.contains(.bias) ? Double(problem.initial.magnitude) : 0),
+            count: vocabulary)
+        if problem.accumulate.contains(.hidden) {
+            hidden = hidden.map { $0 + Double(problem.initial.magnitude) }
+        }
+        logits = zeros(rows * vocabulary)
+        logitErrors = logits
+        for i in 0..<rows { measure(row: i) }
+    }
+
+    /// Upstream gradients of each row, as the reduction makes them: of the two parts of the loss, of
+    /// lse and of the entropy. 0 where the row is ignored or nothing comes.
+    struct Upstream {
+        var target: [Int?]
+        var crossEntropy: [Double]
+        var zPenalty: [Double]
+        var logSumExp: [Double]
+        var entropy: [Double]
+    }
+}
+
+// MARK: - Logits
+
+extension CrossEntropyScales {
+    /// A row's logits with what follows from rounding them.
+    private struct Row {
+        var z: [Double]
+        /// Scale of the errors of z.
+        var error: [Double]
+        /// |dz / da|, and the scale of its relative errors.
+        var slope: [Double]
+        var slopeError: [Double]
+        var quality = Quality.proportional
+
+        enum Quality {
+            /// Errors are in proportion to scales.
+            case proportional
+            /// Results are finite.
+            case uncertain
+            /// Results are NaN.
+            case notFinite
+            /// Results may be anything.
+            case mayOverflow
+        }
+    }
+
+    private func logits(of row: Int) -> Row {
+        let (features, vocabulary) = (problem.features, problem.vocabulary)
+        let scale = Double(problem.options.logitScale)
+        func zeros() -> [Double] { Array(repeating: 0, count: vocabulary) }
+        var result = Row(z: zeros(), error: zeros(), slope: zeros(), slopeError: zeros())
+        for j in 0..<vocabulary {
+            var a = Double(problem.bias?[j] ?? 0)
+            var magnitude = a.magnitude + Double(features + 4) * Self.logitUnderflow
+            for k in 0..<features {
+                let product =
+                    Double(problem.hidden[row * features + k])
+                    * Double(problem.classifier[j * features + k])
+                a += product
+                magnitude += product.magnitude
+            }
+            if magnitude.isFinite, magnitude * max(1, scale.magnitude) > Self.overflow {
+                result.quality = .mayOverflow
+            }
+            if let cap = problem.options.softcap.map({ Double($0) }) {
+                let x = a / cap
+                let s = cap * tanh(x)
+                let slope = 1 / (cosh(x) * cosh(x))
+                result.z[j] = scale * s
+                result.slope[j] = scale.magnitude * slope
+                let isSaturated =
+                    x.isInfinite || x.magnitude - Self.unit * (magnitude / cap) > 60
+                result.error[j] =
+                    scale.magnitude * (s.magnitude + (isSaturated ? 0 : slope * magnitude))
+                    + Self.logitUnderflow
+                result.slopeError[j] = 1 + (isSaturated ? 0 : 2 * magnitude / cap)
+                if !isSaturated, Self.unit * magnitude / cap > Self.proportional,
+                    result.quality == .proportional
+                {
+                    result.quality = .uncertain
+                }
+            } else {
+                result.z[j] = scale * a
+                result.error[j] = scale.magnitude * magnitude + Self.logitUnderflow
+                result.slope[j] = scale.magnitude
+                result.slopeError[j] = 1
+            }
+        }
+        if result.quality != .mayOverflow { judge(&result) }
+        return result
+    }
+
+    /// Whether probabilities are certain: rounding the logits that matter changes little.
+    private func judge(_ row: inout Row) {
+        guard row.z.allSatisfy({ $0 < .infinity }), let largest = row.z.indices.max(by: {
+            row.z[$0] < row.z[$1]
+        }), row.z[largest] > -.infinity
+        else {
+            row.quality = .notFinite
+            return
+        }
+        let least = row.z[largest] - Self.unit * row.error[largest] - 110
+        for j in row.z.indices where row.z[j] > -.infinity {
+            let error = Self.unit * row.error[j]
+            if row.z[j] + error >= least, error > Self.proportional { row.quality = .uncertain }
+        }
+    }
+}
+
+// MARK: - Rows
+
+extension CrossEntropyScales {
+    private mutating func measure(row i: Int) {
+        let row = logits(of: i)
+        let vocabulary = problem.vocabulary
+        logits.replaceSubrange(i * vocabulary..<(i + 1) * vocabulary, with: row.z)
+        logitErrors.replaceSubrange(i * vocabulary..<(i + 1) * vocabulary, with: row.error)
+        let target = upstream.target[i]
+        if let target { targetLogit[i] = row.error[target] + row.z[target].magnitude }
+        switch row.quality {
+        case .proportional:
+            measure(i, row, target)
+        case .uncertain:
+            set(row: i, to: .infinity)
+            // lse is no further off than the worst of its logits.
+            let finite = row.z.indices.filter { row.z[$0] > -.infinity }
+            logSumExp[i] =
+                finite.map { row.z[$0].magnitude + row.error[$0] }.max()! + log(Double(vocabulary))
+        case .notFinite:
+            // Kinds are compared.
+            set(row: i, to: 1)
+            if let target {
+                if !row.z[target].isFinite { targetLogit[i] = 1 }
+                // So is the loss of a class that counts for nothing.
+                let options = problem.options
+                if problem.weight(target) * (1 - Double(options.labelSmoothing)) == 0,
+                    options.zLoss == 0
+                {
+                    crossEntropy[i] = .nan
+                }
+            }
+        case .mayOverflow:
+            set(row: i, to: .nan)
+            targetLogit[i] = .nan
+        }
+    }
+
+    private mutating func set(row i: Int, to scale: Double) {
+        crossEntropy[i] = scale
+        zPenalty[i] = scale
+        logSumExp[i] = scale
+        entropy[i] = scale
+        guard hasGradient(i) else { return }
+        setGradients(row: i, to: isOpen(i) ? .nan : scale)
+    }
+
+    /// What a row without a target and without upstream gradients makes of NaN and infinity is left
+    /// open: 0 times NaN, or nothing because nobody looks.
+    private func isOpen(_ i: Int) -> Bool {
+        [.special, .masked].contains(problem.values) && upstream.target[i] == nil
+            && upstream.logSumExp[i] == 0 && upstream.entropy[i] == 0
+    }
+
+    private mutating func setGradients(row i: Int, to scale: Double) {
+        let features = problem.features
+        for k in 0..<features { hidden[i * features + k] += scale }
+        for at in classifier.indices { classifier[at] += scale }
+        for j in bias.indices { bias[j] += scale }
+    }
+
+    private func hasGradient(_ i: Int) -> Bool {
+        upstream.target[i] != nil || problem.logSumExpGradients != nil
+            || problem.entropyGradients != nil
+    }
+
+    private mutating func measure(_ i: Int, _ row: Row, _ target: Int?) {
+        let options = problem.options
+        let finite = row.z.indices.filter { row.z[$0] > -.infinity }
+        let largest = finite.map { row.z[$0] }.max()!
+        let sum = finite.reduce(0) { $0 + exp(row.z[$1] - largest) }
+        let lse = largest + log(sum)
+        let p = row.z.map { exp($0 - lse) }
+        let H = finite.reduce(0) { $0 - p[$1] * (row.z[$1] - lse) }
+
+        var lseScale = 1 + lse.magnitude
+        var entropyScale = 1 + H.magnitude
+        for j in finite {
+            let distance = largest - row.z[j]
+            lseScale += p[j] * (row.error[j] + distance)
+            entropyScale += p[j] * (row.z[j] - lse + H).magnitude * row.error[j]
+            entropyScale += p[j] * distance * (1 + distance)
+        }
+        logSumExp[i] = lseScale
+        entropy[i] = entropyScale
+
+        // Of log p_y: it comes from the other classes alone, so that it may be close to 0.
+        var others = 0.0
+        if let y = target, row.z[y] > -.infinity {
+            let second = finite.filter { $0 != y }.map { row.z[$0] }.max() ?? row.z[y]
+            for j in finite where j != y {
+                let distances = (second - row.z[j]) + (second - row.z[y]).magnitude
+                others += p[j] * (1 + row.error[j] + row.error[y] + distances)
+            }
+            let weight = (1 - Double(options.labelSmoothing)) * problem.weight(y)
+            crossEntropy[i] = weight * ((lse - row.z[y]).magnitude + others) + 16 * Self.underflow
+        }
+        if target != nil {
+            let share = Double(options.labelSmoothing) / Double(problem.vocabulary)
+            for j in finite {
+                crossEntropy[i] +=
+                    share * problem.weight(j) * (row.z[j].magnitude + row.error[j] + 2 * lseScale)
+            }
+            zPenalty[i] = Double(options.zLoss) * lse.magnitude * (lse.magnitude + 2 * lseScale)
+        }
+        guard hasGradient(i) else { return }
+        guard !isOpen(i) else {
+            setGradients(row: i, to: .nan)
+            return
+        }
+
+        // Of G, then of A = G slope.
+        let g = upstream.crossEntropy[i].magnitude
+        let share = g * Double(options.labelSmoothing) / Double(problem.vocabulary)
+        let own = target.map { g * (1 - Double(options.labelSmoothing)) * problem.weight($0) } ?? 0
+        let common =
+            share * problem.totalWeight + upstream.logSumExp[i].magnitude
+            + upstream.zPenalty[i].magnitude * 2 * Double(options.zLoss) * (lse.magnitude + lseScale)
+        let gH = upstream.entropy[i].magnitude
+        var a = Array(repeating: 0.0, count: problem.vocabulary)
+        var largestFactor = 0.0
+        for j in a.indices {
+            var G = share * problem.weight(j)
+            if row.z[j] > -.infinity {
+                let rounding = 1 + row.error[j] + lseScale + (largest - row.z[j])
+                let centered =
+                    row.z[j].magnitude + lse.magnitude + H.magnitude + row.error[j] + entropyScale
+                let factor = common + gH * (centered + lseScale)
+                largestFactor = max(largestFactor, factor + own)
+                G += p[j] * rounding * (j == target ? factor : own + factor)
+                // The rest of the target's factor is what rounding leaves of a difference.
+                if j == target { G += own * (1 - p[j] + others + (factor > 0 ? p[j] : 0)) }
+            } else if j == target {
+                G += own
+            }
+            a[j] = G * row.slope[j] * row.slopeError[j]
+        }
+        let floor = Self.underflow * (1 + largestFactor) * (1 + Double(options.logitScale.magnitude))
+        guard largestFactor < Self.overflow else {
+            setGradients(row: i, to: .nan)
+            return
+        }
+        add(row: i, a.map { $0 + floor })
+    }
+
+    /// Adds |A| |C| and |A| |E|.
+    private mutating func add(row i: Int, _ a: [Double]) {
+        let features = problem.features
+        for j in a.indices {
+            bias[j] += a[j]
+            for k in 0..<features {
+                hidden[i * features + k] +=
+                    a[j] * Double(problem.classifier[j * features + k].magnitude) + Self.underflow
+                classifier[j * features + k] +=
+                    a[j] * Double(problem.hidden[i * features + k].magnitude) + Self.underflow
+            }
+        }
+    }
+}
+
+extension CrossEntropyCase {
+    func weight(_ j: Int) -> Double { classWeights.map { Double($0[j]) } ?? 1 }
+
+    /// Of the rows that are not ignored.
+    func weight(of targets: [Int?]) -> Double {
+        targets.reduce(0) { sum, target in sum + (target.map { self.weight($0) } ?? 0) }
+    }
+
+    var totalWeight: Double {
+        classWeights?.reduce(0) { $0 + Double($1) } ?? Double(vocabulary)
+    }
+}
