@@ -1,11 +1,8 @@
 // Every float32 through the elementwise functions and the storage conversions.
 //
-//     clang -O2 -std=c11 -pthread -ICSources/CLMKCore/include -ICSources/CLMKCore/internal \
-//         Tests/Exhaustive/elementwise.c CSources/CLMKCore/*.c CSources/CLMKCore/kernels/*.c -lomp5
-//         -lm -o /tmp/elementwise
-//     /tmp/elementwise                  everything, every bit pattern: 177 s of processor time, on
-//     two threads /tmp/elementwise exp 1009         one function, every 1009th bit pattern
-//     LMK_ISA=avx2 /tmp/elementwise     with a smaller instruction set: generic, avx2, avx512, neon
+//     make exhaustive                            everything, every bit pattern: 177 s of CPU time
+//     .build/driver/exhaustive exp 1009          one function, every 1009th bit pattern
+//     LMK_ISA=avx2 .build/driver/exhaustive      generic, avx2, avx512 or neon
 //
 // Prints, for each function, the largest error in ulp against the C library in double, the argument
 // it was found at, and how many special values came out wrong; for each conversion, how many
