@@ -23,8 +23,9 @@ test: deps ## unit tests, conformance vectors, memory bound, dependency by versi
 	bash Scripts/memory.sh
 	bash Scripts/consumer.sh
 
+# Without the two variables OpenBLAS chooses kernels for the CPU it finds.
 bench: deps ## micro-benchmarks against OpenBLAS and a plain loop, as a table
-	cd Benchmarks && $(SWIFT) package --disable-sandbox benchmark --target Kernels --quiet --no-progress
+	cd Benchmarks && env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(SWIFT) package --disable-sandbox benchmark --target Kernels --quiet --no-progress
 
 fuzz: deps ## compare kernels with references on random problems for a minute
 	$(SWIFT) run $(RELEASE) lmk fuzz --seconds 60

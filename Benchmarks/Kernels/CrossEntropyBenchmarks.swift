@@ -41,7 +41,7 @@ private func kernelGradients(
         var hiddenGradient = inputs.hiddenGradient
         var classifierGradient = inputs.classifierGradient
         // The default holds a panel, 8 MB do not.
-        let budget = mode == .recompute ? 8 << 20 : nil
+        let budget = mode == .recompute ? 16 << 20 : nil
         let options = CrossEntropy.Options(memoryBudget: budget, threads: threads)
         let workspace = Workspace()
         return {

@@ -59,7 +59,8 @@ extension KernelSuite {
                     let passed = outcome.lines.filter { $0.hasPrefix("PASS ") }
                     #expect(passed.count >= 5)
                     #expect(passed.allSatisfy { $0.split(separator: " ").count == 6 })
-                    #expect(outcome.lines.last?.hasPrefix("\(passed.count) passed, 0 failed") == true)
+                    #expect(
+                        outcome.lines.last?.hasPrefix("\(passed.count) passed, 0 failed") == true)
                 }
             }
         }
@@ -86,7 +87,9 @@ extension KernelSuite {
 
         @Test func noTokens() throws {
             var file = VectorFile(rows: 0)
-            #expect(try check(file.bytes).lines.first == "PASS case cross_entropy grad.c 0.00e+00 1.00e-06")
+            #expect(
+                try check(file.bytes).lines.first
+                    == "PASS case cross_entropy grad.c 0.00e+00 1.00e-06")
             file.makeForwardOnly()
             #expect(try check(file.bytes).code == 0)
         }
@@ -180,7 +183,10 @@ extension KernelSuite {
             var file = VectorFile()
             file.metadata["op"] = "no_such_operator"
             let outcome = try check(file.bytes)
-            #expect(outcome.lines == ["SKIP case no_such_operator - - -", "0 passed, 0 failed, 1 skipped"])
+            #expect(
+                outcome.lines == [
+                    "SKIP case no_such_operator - - -", "0 passed, 0 failed, 1 skipped",
+                ])
             #expect(outcome.code == 0)
         }
 
@@ -219,7 +225,10 @@ extension KernelSuite {
             #expect(try code([bad, wrong]) == 2)
             let all = try check([good, wrong, bad, other])
             #expect(all.lines.last == "1 passed, 2 failed, 1 skipped")
-            #expect(all.lines.map { String($0.prefix(4)) }.dropLast() == ["PASS", "FAIL", "FAIL", "SKIP"])
+            #expect(
+                all.lines.map { String($0.prefix(4)) }.dropLast() == [
+                    "PASS", "FAIL", "FAIL", "SKIP",
+                ])
         }
 
         @Test func instructionSetThatIsMissing() throws {
@@ -235,7 +244,9 @@ extension KernelSuite {
             for form in ["auto", "recurrent", "chunked"] {
                 #expect(try check(["--form", form] + vectors).code == 0)
             }
-            #expect(throws: (any Error).self) { try CheckCommand.parse(["--form", "other", "file"]) }
+            #expect(throws: (any Error).self) {
+                try CheckCommand.parse(["--form", "other", "file"])
+            }
             #expect(throws: (any Error).self) { try CheckCommand.parse(["--threads=-1", "file"]) }
             #expect(throws: (any Error).self) { try CheckCommand.parse([]) }
         }

@@ -117,7 +117,9 @@ extension KernelSuite {
             #expect(found.result.losses == [.infinity])
             #expect(found.result.targetLogit == [-.infinity])
             let one: [Float] = [1]
-            let (classifier, weights, target) = ([1, -.infinity, 2] as [Float], [1, 0, 1] as [Float], [1])
+            let (classifier, weights, target) = (
+                [1, -.infinity, 2] as [Float], [1, 0, 1] as [Float], [1]
+            )
             let weighted = try CrossEntropy.forward(
                 hidden: one.span, classifier: classifier.span, classWeights: weights.span,
                 targets: target.span,
@@ -137,7 +139,9 @@ extension KernelSuite {
 
         @Test func noRows() throws {
             var classifier = [Float](repeating: 5, count: 12)
-            let (none, noTargets, ones) = ([] as [Float], [] as [Int], [Float](repeating: 1, count: 12))
+            let (none, noTargets, ones) = (
+                [] as [Float], [] as [Int], [Float](repeating: 1, count: 12)
+            )
             let result = try CrossEntropy.forwardBackward(
                 hidden: none.span, classifier: ones.span, targets: noTargets.span,
                 shape: .init(rows: 0, features: 4, vocabulary: 3),
@@ -239,9 +243,11 @@ extension KernelSuite {
             #expect(
                 refusal { $0.logSumExpGradients = [1] }
                     == .countMismatch(argument: "logSumExpGradients", expected: 6, actual: 1))
-            guard case .outOfRange("classWeights[3]", _, "-1.0")? = refusal({
-                $0.classWeights = [1, 1, 1, -1, 1, 1, 1, 1, 1, 1]
-            }) else {
+            guard
+                case .outOfRange("classWeights[3]", _, "-1.0")? = refusal({
+                    $0.classWeights = [1, 1, 1, -1, 1, 1, 1, 1, 1, 1]
+                })
+            else {
                 Issue.record("a negative class weight was accepted")
                 return
             }

@@ -212,7 +212,8 @@ func relativeError(_ found: [Float], _ expected: [Double]) -> Double {
 
 extension CrossEntropyProblem {
     /// The largest error of the row outputs and of the gradients.
-    func errors(of found: Found, against expected: Expected) -> (outputs: Double, gradients: Double) {
+    func errors(of found: Found, against expected: Expected) -> (outputs: Double, gradients: Double)
+    {
         let result = found.result
         let outputs = [
             relativeError(result.losses, expected.output.loss),

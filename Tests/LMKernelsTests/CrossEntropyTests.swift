@@ -142,20 +142,25 @@ extension KernelSuite {
                 _ = try problem.run()
                 return nil
             } catch {
-                guard case .tooSmall(let argument, let minimum, let actual) = error else { return -1 }
+                guard case .tooSmall(let argument, let minimum, let actual) = error else {
+                    return -1
+                }
                 return argument == "memoryBudget" && actual == budget ? minimum : -2
             }
         }
 
         @Test func workspaceStaysWithinTheBudget() throws {
-            for (rows, features, vocabulary) in [(8192, 64, 256_000), (300, 1024, 5000), (1, 1, 1)] {
+            for (rows, features, vocabulary) in [(8192, 64, 256_000), (300, 1024, 5000), (1, 1, 1)]
+            {
                 let shape = CrossEntropy.Shape(
                     rows: rows, features: features, vocabulary: vocabulary)
                 for budget in [16 << 20, 64 << 20, 512 << 20] {
                     for threads in [1, 2, 16] {
                         var options = CrossEntropy.Options(threads: threads)
                         options.memoryBudget = budget
-                        for gradients in [[], [.hidden, .classifier, .bias]] as [CrossEntropy.Gradients] {
+                        for gradients in [[], [.hidden, .classifier, .bias]]
+                            as [CrossEntropy.Gradients]
+                        {
                             let bytes = CrossEntropy.workspaceByteCount(
                                 shape: shape, options: options, gradients: gradients)
                             #expect(bytes <= budget + 64 * rows)
@@ -189,7 +194,8 @@ extension KernelSuite {
 
         @Test func gradientsAddToWhatIsThere() throws {
             for budget in [nil, 9 << 20] {
-                var problem = CrossEntropyProblem(rows: 530, features: 20, vocabulary: 2500, seed: 12)
+                var problem = CrossEntropyProblem(
+                    rows: 530, features: 20, vocabulary: 2500, seed: 12)
                 problem.choose(1, seed: 1)
                 problem.options.memoryBudget = budget
                 let fresh = try problem.run()
@@ -203,7 +209,8 @@ extension KernelSuite {
                 // Only what is named is added to.
                 let some = try problem.run(accumulate: [.classifier], initial: 0)
                 #expect(bits(some.hidden).count == bits(fresh.hidden).count)
-                #expect(problem.dense(some.hidden, rows: 530) == problem.dense(fresh.hidden, rows: 530))
+                #expect(
+                    problem.dense(some.hidden, rows: 530) == problem.dense(fresh.hidden, rows: 530))
             }
         }
 
@@ -216,7 +223,8 @@ extension KernelSuite {
                     hidden: problem.hidden.span, classifier: problem.classifier.span,
                     targets: problem.targets.span, shape: problem.shape, options: problem.options,
                     outputs: outputs, workspace: Workspace())
-                func same<T: Equatable>(_ x: [T], _ y: [T], _ output: CrossEntropy.Outputs) -> Bool {
+                func same<T: Equatable>(_ x: [T], _ y: [T], _ output: CrossEntropy.Outputs) -> Bool
+                {
                     outputs.contains(output) ? x == y : x.isEmpty
                 }
                 #expect(same(result.losses, all.losses, .loss))
@@ -239,7 +247,8 @@ extension KernelSuite {
             var classifier = [Float](repeating: .nan, count: 1200 * stride)
             var bias = [Float](repeating: .nan, count: 1200)
             func call(
-                _ hidden: consuming MutableSpan<Float>?, _ classifier: consuming MutableSpan<Float>?,
+                _ hidden: consuming MutableSpan<Float>?,
+                _ classifier: consuming MutableSpan<Float>?,
                 _ bias: consuming MutableSpan<Float>?
             ) throws {
                 _ = try CrossEntropy.forwardBackward(

@@ -61,8 +61,11 @@ private let tensorFaults: [MalformedFile] = [
         file.remove("cotangent.loss")
     },
     .init("no cotangent is given") { $0.remove("cotangent.loss") },
-    .init("no gradients are expected") { $0.remove("grad.e"); $0.remove("grad.c") },
-    .init("in.c has shape [2, 5], but D is 2 in in.e") { $0.tensors["in.c"]!.shape = [2, 5]
+    .init("no gradients are expected") {
+        $0.remove("grad.e"); $0.remove("grad.c")
+    },
+    .init("in.c has shape [2, 5], but D is 2 in in.e") {
+        $0.tensors["in.c"]!.shape = [2, 5]
         $0.tensors["grad.c"]!.shape = [2, 5]
     },
     .init("in.e has shape [6], not [N, D]") {
@@ -72,24 +75,31 @@ private let tensorFaults: [MalformedFile] = [
     .init("in.targets has shape [1, 3], not [N]") { $0.tensors["in.targets"]!.shape = [1, 3] },
     .init("but N is 3 in in.e") { $0.tensors["in.targets"] = .init(integers: [1, 2], [2]) },
     .init("grad.e has shape [2, 3], but in.e [3, 2]") { $0.tensors["grad.e"]!.shape = [2, 3] },
-    .init("out.lse has shape [2], but N is 3") { $0.tensors["out.lse"] = .init(float64: [1, 2], [2]) },
+    .init("out.lse has shape [2], but N is 3") {
+        $0.tensors["out.lse"] = .init(float64: [1, 2], [2])
+    },
     .init("cotangent.loss has shape [3, 1], but out.loss [3]") {
         $0.tensors["cotangent.loss"]!.shape = [3, 1]
     },
     .init("in.bias has shape [3], but V is 5") { $0.tensors["in.bias"] = .init([1, 2, 3], [3]) },
     .init("in.targets is I32, allowed is I64") {
-        $0.tensors["in.targets"] = .init(dtype: "I32", shape: [3], bytes: Array(repeating: 0, count: 12))
+        $0.tensors["in.targets"] = .init(
+            dtype: "I32", shape: [3], bytes: Array(repeating: 0, count: 12))
     },
     .init("in.e is F64, allowed is F32, BF16, F16") {
         $0.tensors["in.e"] = .init(float64: [1, 2, 3, 4, 5, 6], [3, 2])
     },
     .init("in.e is F32, but in.c is BF16") {
-        $0.tensors["in.c"] = .init(dtype: "BF16", shape: [5, 2], bytes: Array(repeating: 0, count: 20))
+        $0.tensors["in.c"] = .init(
+            dtype: "BF16", shape: [5, 2], bytes: Array(repeating: 0, count: 20))
     },
     .init("in.bias is F16, allowed is F32") {
-        $0.tensors["in.bias"] = .init(dtype: "F16", shape: [5], bytes: Array(repeating: 0, count: 10))
+        $0.tensors["in.bias"] = .init(
+            dtype: "F16", shape: [5], bytes: Array(repeating: 0, count: 10))
     },
-    .init("out.loss is F32; expected values are F64") { $0.tensors["out.loss"] = .init([1, 2, 3], [3]) },
+    .init("out.loss is F32; expected values are F64") {
+        $0.tensors["out.loss"] = .init([1, 2, 3], [3])
+    },
     .init("dtype \"U8\"") { $0.tensors["in.e"]!.dtype = "U8" },
     .init("in.targets[2] is 5, allowed is 0 ..< 5 or -100") {
         $0.tensors["in.targets"]!.integers[2] = 5
@@ -113,7 +123,9 @@ private let tensorFaults: [MalformedFile] = [
         }
     },
     .init("its size overflows") { $0.tensors["in.e"]!.shape = [1 << 40, 1 << 40] },
-    .init("classWeights[1] is -1.0") { $0.tensors["in.class_weights"] = .init([1, -1, 1, 1, 1], [5]) },
+    .init("classWeights[1] is -1.0") {
+        $0.tensors["in.class_weights"] = .init([1, -1, 1, 1, 1], [5])
+    },
 ]
 
 private let attributeFaults: [MalformedFile] =
@@ -121,8 +133,12 @@ private let attributeFaults: [MalformedFile] =
         .init("attribute \(name) is missing") { $0.attributes[name] = nil }
     } + [
         .init("attribute ignore_index is not an integer") { $0.attributes["ignore_index"] = "1.5" },
-        .init("attribute ignore_index is not an integer") { $0.attributes["ignore_index"] = "1e300" },
-        .init("attribute ignore_index is not an integer") { $0.attributes["ignore_index"] = "null" },
+        .init("attribute ignore_index is not an integer") {
+            $0.attributes["ignore_index"] = "1e300"
+        },
+        .init("attribute ignore_index is not an integer") {
+            $0.attributes["ignore_index"] = "null"
+        },
         .init("attribute softcap is not a number or null") { $0.attributes["softcap"] = "\"5\"" },
         .init("attribute softcap is 0.0") { $0.attributes["softcap"] = "0" },
         .init("attribute softcap is -5.0") { $0.attributes["softcap"] = "-5" },

@@ -54,7 +54,9 @@ struct VectorFile {
         tensors["grad.e"] = .init(float64: gradients.hidden, [rows, features])
         tensors["grad.c"] = .init(float64: gradients.classifier, [vocabulary, features])
         if bias != nil { tensors["grad.bias"] = .init(float64: gradients.bias, [vocabulary]) }
-        if entropyGradients != nil { tensors["out.entropy"] = .init(float64: output.entropy, [rows]) }
+        if entropyGradients != nil {
+            tensors["out.entropy"] = .init(float64: output.entropy, [rows])
+        }
         for name in tensors.keys where name.hasPrefix("out.") || name.hasPrefix("grad.") {
             tolerances[name] = "1e-6"
         }
@@ -146,7 +148,9 @@ extension VectorFile.Tensor {
     private func words<Word: FixedWidthInteger>(of type: Word.Type) -> [Word] {
         let width = Word.bitWidth / 8
         return (0..<bytes.count / width).map { i in
-            (0..<width).reduce(0) { $0 | Word(truncatingIfNeeded: bytes[i * width + $1]) << (8 * $1) }
+            (0..<width).reduce(0) {
+                $0 | Word(truncatingIfNeeded: bytes[i * width + $1]) << (8 * $1)
+            }
         }
     }
 

@@ -27,11 +27,13 @@ extension CrossEntropyCase {
         var arrays = Arrays(self)
         let result: CrossEntropy.Result
         if variant.isTogether {
-            result = try withBudget(variant, &arrays, &findings) { options, arrays throws(KernelError) in
+            result = try withBudget(variant, &arrays, &findings) {
+                options, arrays throws(KernelError) in
                 try together(variant, targets, options, &arrays, workspace)
             }
         } else {
-            result = try withBudget(variant, &arrays, &findings) { options, arrays throws(KernelError) in
+            result = try withBudget(variant, &arrays, &findings) {
+                options, arrays throws(KernelError) in
                 try forward(variant, targets, options, arrays, workspace)
             }
             _ = try withBudget(variant, &arrays, &findings) { options, arrays throws(KernelError) in

@@ -50,7 +50,8 @@ struct CrossEntropyScales {
         hidden = Array(repeating: Self.underflow, count: rows * problem.features)
         classifier = Array(
             repeating: Self.underflow
-                + (problem.accumulate.contains(.classifier) ? Double(problem.initial.magnitude) : 0),
+                + (problem.accumulate.contains(.classifier)
+                    ? Double(problem.initial.magnitude) : 0),
             count: vocabulary * problem.features)
         bias = Array(
             repeating: Self.underflow
@@ -128,7 +129,7 @@ extension CrossEntropyScales {
                     x.isInfinite || x.magnitude - Self.unit * (magnitude / cap) > 60
                 result.error[j] =
                     scale.magnitude * (s.magnitude + (isSaturated ? 0 : slope * magnitude))
-                    + Self.logitUnderflow
+                    + (1 + scale.magnitude * cap) * Self.logitUnderflow
                 result.slopeError[j] = 1 + (isSaturated ? 0 : 2 * magnitude / cap)
                 if !isSaturated, Self.unit * magnitude / cap > Self.proportional,
                     result.quality == .proportional
@@ -148,9 +149,10 @@ extension CrossEntropyScales {
 
     /// Whether probabilities are certain: rounding the logits that matter changes little.
     private func judge(_ row: inout Row) {
-        guard row.z.allSatisfy({ $0 < .infinity }), let largest = row.z.indices.max(by: {
-            row.z[$0] < row.z[$1]
-        }), row.z[largest] > -.infinity
+        guard row.z.allSatisfy({ $0 < .infinity }),
+            let largest = row.z.indices.max(by: {
+                row.z[$0] < row.z[$1]
+            }), row.z[largest] > -.infinity
         else {
             row.quality = .notFinite
             return
@@ -188,12 +190,8 @@ extension CrossEntropyScales {
             if let target {
                 if !row.z[target].isFinite { targetLogit[i] = 1 }
                 // So is the loss of a class that counts for nothing.
-                let options = problem.options
-                if problem.weight(target) * (1 - Double(options.labelSmoothing)) == 0,
-                    options.zLoss == 0
-                {
-                    crossEntropy[i] = .nan
-                }
+                let share = 1 - Double(problem.options.labelSmoothing)
+                if problem.weight(target) * share == 0 { crossEntropy[i] = .nan }
             }
         case .mayOverflow:
             set(row: i, to: .nan)
@@ -280,7 +278,8 @@ extension CrossEntropyScales {
         let own = target.map { g * (1 - Double(options.labelSmoothing)) * problem.weight($0) } ?? 0
         let common =
             share * problem.totalWeight + upstream.logSumExp[i].magnitude
-            + upstream.zPenalty[i].magnitude * 2 * Double(options.zLoss) * (lse.magnitude + lseScale)
+            + upstream.zPenalty[i].magnitude * 2 * Double(options.zLoss)
+            * (lse.magnitude + lseScale)
         let gH = upstream.entropy[i].magnitude
         var a = Array(repeating: 0.0, count: problem.vocabulary)
         var largestFactor = 0.0
@@ -300,7 +299,8 @@ extension CrossEntropyScales {
             }
             a[j] = G * row.slope[j] * row.slopeError[j]
         }
-        let floor = Self.underflow * (1 + largestFactor) * (1 + Double(options.logitScale.magnitude))
+        let floor =
+            Self.underflow * (1 + largestFactor) * (1 + Double(options.logitScale.magnitude))
         guard largestFactor < Self.overflow else {
             setGradients(row: i, to: .nan)
             return

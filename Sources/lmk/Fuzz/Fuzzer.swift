@@ -114,7 +114,8 @@ struct Fuzzer {
             print("FAIL \(operation.operation), case \(index): \(problem)")
             for failure in findings.failures { print("    \(failure)") }
             print(
-                "    reproduce: lmk fuzz --op \(operation.operation) --seed \(seed) --case \(index)")
+                "    reproduce: lmk fuzz --op \(operation.operation) --seed \(seed) --case \(index)"
+            )
         }
         return findings
     }
@@ -131,7 +132,8 @@ struct Fuzzer {
 
 /// Runs `body` with every instruction set that this CPU has; the one before is restored by whoever
 /// cares.
-func withEachSupportedSet(_ body: (InstructionSet) throws(KernelError) -> Void) throws(KernelError) {
+func withEachSupportedSet(_ body: (InstructionSet) throws(KernelError) -> Void) throws(KernelError)
+{
     for set in InstructionSet.allCases where InstructionSet.use(set) { try body(set) }
 }
 

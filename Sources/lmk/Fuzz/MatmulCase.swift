@@ -8,10 +8,10 @@ typealias ReferenceMatmul = LMKernelsReference.Matmul
 struct MatmulCase: FuzzCase {
     static let operation = "matmul"
 
-    /// Relative to sum_k |a| |b| + |c|. A sum of n positive numbers is off by 0.3 sqrt(n) of 2^-24
-    /// typically, sums here are chains of up to 512 products (generic: two roundings for each).
-    /// Measured: MEASURED_MATMUL.
-    static let tolerance = 4e-6
+    /// Relative to sum_k |a| |b| + |c|. Sums are chains of up to 256 products, 512 for bfloat16 with
+    /// AVX512-BF16. In 24000 cases the largest errors were 1.5e-6 (float32), 1.6e-6 (float16) and
+    /// 2.0e-6 (bfloat16), all of positive numbers.
+    static let tolerance = 5e-6
 
     var layout: Matmul.Layout
     var storage: StorageType

@@ -60,8 +60,10 @@ extension SplitMix64 {
     /// small, rarely 0.
     mutating func length(upTo limit: Int, orZero: Bool = true) -> Int {
         if orZero, once(in: 24) { return 0 }
-        let edges = [1, 2, 13, 14, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 127, 128, 129, 255, 256,
-            257, 511, 512, 513, 1023, 1024, 1025, 2047, 2048, 2049]
+        let edges = [
+            1, 2, 13, 14, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 127, 128, 129, 255, 256,
+            257, 511, 512, 513, 1023, 1024, 1025, 2047, 2048, 2049,
+        ]
         let possible = edges.filter { $0 <= limit }
         if once(in: 2), !possible.isEmpty { return pick(possible) }
         return integer(1...max(1, once(in: 2) ? min(limit, 40) : limit))
