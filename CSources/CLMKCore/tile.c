@@ -48,7 +48,8 @@ static int is_small(const lmk_operand *x, size_t bytes) {
 /// wants them.
 static int is_a_in_place(const lmk_tile_kernels *kernels, const lmk_operand *a) {
     if (kernels->elements_per_step == 1) return a->dtype == LMK_FLOAT32 && is_small(a, 4);
-    return a->depth_contiguous && a->depth % 2 == 0 && a->stride % 2 == 0 && is_small(a, 2);
+    const int is_aligned = (uintptr_t)a->data % 4 == 0 && a->stride % 2 == 0;
+    return a->depth_contiguous && a->depth % 2 == 0 && is_aligned && is_small(a, 2);
 }
 
 /// Whether tiles read b where it lies: its columns are contiguous, and come by 16.

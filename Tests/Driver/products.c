@@ -68,10 +68,12 @@ static const sizes all_sizes[] = {
     {3, 33, 47, 65},  {20, 7, 16, 31},  {2, 120, 130, 140}, {0, 5, 5, 5},
 };
 
-static void *stored(const float *x, size_t count, lmk_dtype dtype) {
-    void *const y = take(count * lmk_dtype_size(dtype));
+/// x in storage of this type, behind one element more: nothing but the elements is aligned.
+static char *stored(const float *x, size_t count, lmk_dtype dtype) {
+    char *const y = take((count + 1) * lmk_dtype_size(dtype));
     lmk_error error;
-    expect_ok("convert", lmk_convert(x, LMK_FLOAT32, y, dtype, count, &error), &error);
+    expect_ok("convert",
+              lmk_convert(x, LMK_FLOAT32, y + lmk_dtype_size(dtype), dtype, count, &error), &error);
     return y;
 }
 
@@ -97,9 +99,9 @@ static uint64_t product(lmk_layout layout, lmk_dtype dtype, sizes s, size_t padd
     const size_t c_count = s.batch * m.c_batch_stride;
     float *const a = take_floats(&g, a_count, 1), *const b = take_floats(&g, b_count, 1);
     float *const first = take_floats(&g, c_count, 1), *const c = take(c_count * sizeof *c);
-    void *const a_stored = stored(a, a_count, dtype), *const b_stored = stored(b, b_count, dtype);
-    m.a = a_stored;
-    m.b = b_stored;
+    char *const a_stored = stored(a, a_count, dtype), *const b_stored = stored(b, b_count, dtype);
+    m.a = a_stored + lmk_dtype_size(dtype);
+    m.b = b_stored + lmk_dtype_size(dtype);
     m.c = c;
 
     uint64_t hash = 0;

@@ -14,6 +14,7 @@ typedef uint32_t u32x16 __attribute__((ext_vector_type(16)));
 typedef uint16_t u16x16 __attribute__((ext_vector_type(16)));
 typedef _Float16 f16x16 __attribute__((ext_vector_type(16)));
 typedef float f32x16_unaligned __attribute__((ext_vector_type(16), aligned(4)));
+typedef float f32x16_of_halves __attribute__((ext_vector_type(16), aligned(2)));
 typedef uint16_t u16x16_unaligned __attribute__((ext_vector_type(16), aligned(2)));
 typedef float f32x8_unaligned __attribute__((ext_vector_type(8), aligned(4)));
 typedef float f32x4_unaligned __attribute__((ext_vector_type(4), aligned(4)));

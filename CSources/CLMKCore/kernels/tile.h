@@ -139,12 +139,12 @@ LMK_INLINE f32x16 load_elements(const void *x, lmk_dtype dtype, size_t count) {
 LMK_INLINE f32x16 load_steps(const void *x, lmk_dtype dtype, size_t count) {
 #if defined(LMK_TARGET_AVX512_BF16)
     (void)dtype;
-    if (count >= 2 * LMK_LANES) return load((const float *)x);
+    if (count >= 2 * LMK_LANES) return *(const f32x16_of_halves *)x;
     uint16_t pairs[2 * LMK_LANES];
     load_first_halves(pairs, x, count);
     load_first_halves(pairs + LMK_LANES, (const uint16_t *)x + LMK_LANES,
                       count > LMK_LANES ? count - LMK_LANES : 0);
-    return load((const float *)(const void *)pairs);
+    return *(const f32x16_of_halves *)(const void *)pairs;
 #else
     return load_elements(x, dtype, count);
 #endif
