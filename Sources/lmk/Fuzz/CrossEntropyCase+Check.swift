@@ -98,7 +98,7 @@ extension CrossEntropyCase {
     private func complaint(about class_: Int, row: Int, _ expected: Expected) -> String? {
         let range = row * vocabulary..<(row + 1) * vocabulary
         let z = Array(expected.scales.logits[range])
-        let error = expected.scales.logitErrors[range].map { 8 * 0x1p-24 * $0 }
+        let error = expected.scales.logitErrors[range].map { CrossEntropyLogits.unit * $0 }
         if expected.scales.logSumExp[row].isNaN { return nil }
         let largest = z.indices.max { z[$0] < z[$1] }!
         if z.contains(where: { $0.isNaN || $0 == .infinity }) || z[largest] == -.infinity {

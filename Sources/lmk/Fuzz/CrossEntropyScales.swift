@@ -25,14 +25,8 @@ struct CrossEntropyScales {
     /// Beyond this, float32 may have overflowed on the way.
     static let overflow = 1e37
 
-    /// 2^-24, and what errors of logits are allowed to be in its units.
-    private static let unit = 8 * 0x1p-24
-    /// Changes of logits below this change probabilities in proportion.
-    private static let proportional = 0.02
     /// A denormal number loses 2^-150 whatever its size: in units of a tolerance of 10^-5.
     private static let underflow = 0x1p-132
-    /// The same in units of `unit`.
-    private static let logitUnderflow = 0x1p-128
 
     private let problem: CrossEntropyCase
     private let upstream: Upstream
@@ -76,100 +70,11 @@ struct CrossEntropyScales {
     }
 }
 
-// MARK: - Logits
-
-extension CrossEntropyScales {
-    /// A row's logits with what follows from rounding them.
-    private struct Row {
-        var z: [Double]
-        /// Scale of the errors of z.
-        var error: [Double]
-        /// |dz / da|, and the scale of its relative errors.
-        var slope: [Double]
-        var slopeError: [Double]
-        var quality = Quality.proportional
-
-        enum Quality {
-            /// Errors are in proportion to scales.
-            case proportional
-            /// Results are finite.
-            case uncertain
-            /// Results are NaN.
-            case notFinite
-            /// Results may be anything.
-            case mayOverflow
-        }
-    }
-
-    private func logits(of row: Int) -> Row {
-        let (features, vocabulary) = (problem.features, problem.vocabulary)
-        let scale = Double(problem.options.logitScale)
-        func zeros() -> [Double] { Array(repeating: 0, count: vocabulary) }
-        var result = Row(z: zeros(), error: zeros(), slope: zeros(), slopeError: zeros())
-        for j in 0..<vocabulary {
-            var a = Double(problem.bias?[j] ?? 0)
-            var magnitude = a.magnitude + Double(features + 4) * Self.logitUnderflow
-            for k in 0..<features {
-                let product =
-                    Double(problem.hidden[row * features + k])
-                    * Double(problem.classifier[j * features + k])
-                a += product
-                magnitude += product.magnitude
-            }
-            if magnitude.isFinite, magnitude * max(1, scale.magnitude) > Self.overflow {
-                result.quality = .mayOverflow
-            }
-            if let cap = problem.options.softcap.map({ Double($0) }) {
-                let x = a / cap
-                let s = cap * tanh(x)
-                let slope = 1 / (cosh(x) * cosh(x))
-                result.z[j] = scale * s
-                result.slope[j] = scale.magnitude * slope
-                let isSaturated =
-                    x.isInfinite || x.magnitude - Self.unit * (magnitude / cap) > 60
-                result.error[j] =
-                    scale.magnitude * (s.magnitude + (isSaturated ? 0 : slope * magnitude))
-                    + (1 + scale.magnitude * cap) * Self.logitUnderflow
-                result.slopeError[j] = 1 + (isSaturated ? 0 : 2 * magnitude / cap)
-                if !isSaturated, Self.unit * magnitude / cap > Self.proportional,
-                    result.quality == .proportional
-                {
-                    result.quality = .uncertain
-                }
-            } else {
-                result.z[j] = scale * a
-                result.error[j] = scale.magnitude * magnitude + Self.logitUnderflow
-                result.slope[j] = scale.magnitude
-                result.slopeError[j] = 1
-            }
-        }
-        if result.quality != .mayOverflow { judge(&result) }
-        return result
-    }
-
-    /// Whether probabilities are certain: rounding the logits that matter changes little.
-    private func judge(_ row: inout Row) {
-        guard row.z.allSatisfy({ $0 < .infinity }),
-            let largest = row.z.indices.max(by: {
-                row.z[$0] < row.z[$1]
-            }), row.z[largest] > -.infinity
-        else {
-            row.quality = .notFinite
-            return
-        }
-        let least = row.z[largest] - Self.unit * row.error[largest] - 110
-        for j in row.z.indices where row.z[j] > -.infinity {
-            let error = Self.unit * row.error[j]
-            if row.z[j] + error >= least, error > Self.proportional { row.quality = .uncertain }
-        }
-    }
-}
-
 // MARK: - Rows
 
 extension CrossEntropyScales {
     private mutating func measure(row i: Int) {
-        let row = logits(of: i)
+        let row = CrossEntropyLogits(problem, row: i)
         let vocabulary = problem.vocabulary
         logits.replaceSubrange(i * vocabulary..<(i + 1) * vocabulary, with: row.z)
         logitErrors.replaceSubrange(i * vocabulary..<(i + 1) * vocabulary, with: row.error)
@@ -227,7 +132,7 @@ extension CrossEntropyScales {
             || problem.entropyGradients != nil
     }
 
-    private mutating func measure(_ i: Int, _ row: Row, _ target: Int?) {
+    private mutating func measure(_ i: Int, _ row: CrossEntropyLogits, _ target: Int?) {
         let options = problem.options
         let finite = row.z.indices.filter { row.z[$0] > -.infinity }
         let largest = finite.map { row.z[$0] }.max()!

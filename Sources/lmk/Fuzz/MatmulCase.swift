@@ -64,8 +64,8 @@ struct MatmulCase: FuzzCase {
         cGrid = Grid(matrices: batch, rows: rows, columns: columns, gapsFrom: &random)
         let isDense = [aGrid, bGrid, cGrid].allSatisfy { $0.gap == 0 } && !sharesA && !sharesB
         givesStrides = !isDense || random.once(in: 2)
-        let values = values
-        let scales = (0..<3).map { _ in values.scale(&random) }
+        let (values, storage) = (values, storage)
+        let scales = (0..<3).map { _ in values.scale(storage, &random) }
         a = (0..<aGrid.elementCount).map { _ in values.draw(&random) * scales[0] }
         b = (0..<bGrid.elementCount).map { _ in values.draw(&random) * scales[1] }
         c = (0..<cGrid.elementCount).map { _ in values.draw(&random) * scales[2] }
@@ -107,8 +107,9 @@ struct MatmulCase: FuzzCase {
         }
 
         /// Of all numbers of an operand.
-        func scale(_ random: inout SplitMix64) -> Float {
+        func scale(_ storage: StorageType, _ random: inout SplitMix64) -> Float {
             switch self {
+            case .wide where storage == .float16: random.power(-10 ... -4)
             case .wide: random.power(-30...30)
             case .tiny: random.power(-130 ... -100)
             default: 1
