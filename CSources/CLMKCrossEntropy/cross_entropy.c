@@ -475,12 +475,17 @@ static lmk_status run(cross_entropy_call *call, lmk_cross_entropy_summary *summa
 size_t lmk_cross_entropy_workspace_size(const lmk_cross_entropy *problem,
                                         const lmk_cross_entropy_gradients *gradients) {
     if (lmk_cross_entropy_check_options(problem, 0) != LMK_OK) return 0;
-    cross_entropy_plan plan, backward;
-    if (!lmk_cross_entropy_plan(problem, gradients, gradients ? PHASE_BOTH : PHASE_FORWARD, &plan))
-        return 0;
-    if (!gradients || !lmk_cross_entropy_plan(problem, gradients, PHASE_BACKWARD, &backward))
-        return plan.total;
-    return lmk_max(plan.total, backward.total);
+    // A budget may do for one kind of call and not for the other.
+    const cross_entropy_phase phases[] = {PHASE_FORWARD, PHASE_BOTH, PHASE_BACKWARD};
+    size_t largest = 0;
+    for (size_t i = gradients ? 1 : 0; i < (gradients ? 3 : 1); i++) {
+        cross_entropy_plan plan;
+        const cross_entropy_phase phase = phases[i];
+        if (lmk_cross_entropy_plan(problem, gradients, phase, &plan)) {
+            largest = lmk_max(largest, plan.total);
+        }
+    }
+    return largest;
 }
 
 lmk_status lmk_cross_entropy_forward(const lmk_cross_entropy *problem,

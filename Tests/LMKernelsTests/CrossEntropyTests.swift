@@ -149,6 +149,32 @@ extension KernelSuite {
             }
         }
 
+        /// A budget that holds the panels of `backward` but not those of `forwardBackward`.
+        @Test func workspaceOfBackwardWhereTheOtherCallIsRefused() throws {
+            var problem = CrossEntropyProblem(rows: 17, features: 63, vocabulary: 256, seed: 6)
+            problem.options.threads = 8
+            let together = try #require(refusedBudget(problem, 1))
+            let states = try problem.run().result.rowStates
+            var gradient = [Float](repeating: 0, count: 256)
+            var budgets = 0
+            for budget in stride(from: together - 1, to: 0, by: -4096) {
+                problem.options.memoryBudget = budget
+                do {
+                    try CrossEntropy.backward(
+                        hidden: problem.hidden.span, classifier: problem.classifier.span,
+                        targets: problem.targets.span, shape: problem.shape,
+                        options: problem.options, rowStates: states.span,
+                        biasGradient: gradient.mutableSpan, workspace: Workspace())
+                    budgets += 1
+                } catch {
+                    guard case .tooSmall(let argument, _, _) = error else { throw error }
+                    #expect(argument == "memoryBudget")
+                    break
+                }
+            }
+            #expect(budgets > 0)
+        }
+
         @Test func workspaceStaysWithinTheBudget() throws {
             for (rows, features, vocabulary) in [(8192, 64, 256_000), (300, 1024, 5000), (1, 1, 1)]
             {

@@ -89,6 +89,9 @@ extension CrossEntropyScales {
             let finite = row.z.indices.filter { row.z[$0] > -.infinity }
             logSumExp[i] =
                 finite.map { row.z[$0].magnitude + row.error[$0] }.max()! + log(Double(vocabulary))
+            if hasGradient(i), gradientBound(i, row) > Self.overflow {
+                setGradients(row: i, to: .nan)
+            }
         case .notFinite:
             // Kinds are compared.
             set(row: i, to: 1)
@@ -125,6 +128,20 @@ extension CrossEntropyScales {
         for k in 0..<features { hidden[i * features + k] += scale }
         for at in classifier.indices { classifier[at] += scale }
         for j in bias.indices { bias[j] += scale }
+    }
+
+    /// What a row can add to a gradient at most, whatever its probabilities.
+    private func gradientBound(_ i: Int, _ row: CrossEntropyLogits) -> Double {
+        let options = problem.options
+        let largest = row.z.filter { $0 > -.infinity }.map(\.magnitude).max()!
+        let g = upstream.crossEntropy[i].magnitude
+        let factor =
+            g * (problem.totalWeight + Double(options.labelSmoothing))
+            + upstream.zPenalty[i].magnitude * 2 * Double(options.zLoss) * largest
+            + upstream.logSumExp[i].magnitude + upstream.entropy[i].magnitude * 4 * largest
+        let operand = (problem.hidden + problem.classifier).map { Double($0.magnitude) }.max() ?? 0
+        return factor * Double(options.logitScale.magnitude) * max(1, operand)
+            * Double(max(problem.rows, problem.vocabulary))
     }
 
     private func hasGradient(_ i: Int) -> Bool {
