@@ -25,7 +25,7 @@ func tanh(_ x: [Float], into y: inout [Float]) throws(KernelError) {
 /// A softmax classifier's loss, and its gradients if there are arrays for them.
 struct Classifier {
     /// Bytes that cut cross-entropy may work in.
-    private static let memoryBudget = 4 << 20
+    private static let memoryBudget = 8 << 20
 
     let shape: ModelShape
     let workspace = Workspace()
