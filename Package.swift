@@ -19,7 +19,7 @@ let package = Package(
         // All C targets in one shared object, for C and Python.
         .library(
             name: "lmkernels", type: .dynamic,
-            targets: ["CLMKCore", "CLMKCrossEntropy", "CLMKSoftmax"]),
+            targets: ["CLMKCore", "CLMKCrossEntropy", "CLMKSoftmax", "CLMKLinearAttention"]),
         .executable(name: "lmk", targets: ["lmk"]),
     ],
     dependencies: [
@@ -46,11 +46,17 @@ let package = Package(
             path: "CSources/CLMKSoftmax",
             cSettings: familySettings
         ),
+        .target(
+            name: "CLMKLinearAttention",
+            dependencies: ["CLMKCore"],
+            path: "CSources/CLMKLinearAttention",
+            cSettings: familySettings
+        ),
 
         // MARK: Swift
         .target(
             name: "LMKernels",
-            dependencies: ["CLMKCore", "CLMKCrossEntropy", "CLMKSoftmax"],
+            dependencies: ["CLMKCore", "CLMKCrossEntropy", "CLMKSoftmax", "CLMKLinearAttention"],
             swiftSettings: swiftSettings
         ),
         .target(name: "LMKernelsReference", swiftSettings: swiftSettings),

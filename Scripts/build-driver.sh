@@ -34,5 +34,5 @@ mkdir -p "$(dirname "$output")"
 # lld comes with Swift's clang and links for every target; gold has no end of warnings about sanitizers.
 "$clang" -O2 -g1 -std=gnu11 -Wall -Wextra -fuse-ld=lld \
     -ICSources/CLMKCore/include -ICSources/CLMKCore/internal -ICSources/CLMKCrossEntropy/include \
-    -ICSources/CLMKSoftmax/include \
+    -ICSources/CLMKSoftmax/include -ICSources/CLMKLinearAttention/include \
     "${programs[@]}" "${sources[@]}" "$@" -lm -pthread -o "$output"
