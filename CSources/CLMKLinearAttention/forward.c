@@ -34,8 +34,17 @@ static size_t worker_state_floats(const lmk_linear_attention *a) {
     return spaced(state_floats(a->key_dim, a->value_dim) + normalizer_floats(a));
 }
 
+static size_t chunk_floats(const lmk_linear_attention *a) {
+    linear_chunk chunk;
+    return spaced(lmk_linear_chunk_layout(a, 0, &chunk));
+}
+
+static size_t fetch_floats(const lmk_linear_attention *a) {
+    return spaced(lmk_linear_fetch_floats(a));
+}
+
 static size_t worker_floats_of(const lmk_linear_attention *a, const linear_plan *plan) {
-    return spaced(lmk_linear_chunk_floats(a)) + (plan->unit_heads + 1) * worker_state_floats(a);
+    return chunk_floats(a) + fetch_floats(a) + (plan->unit_heads + 1) * worker_state_floats(a);
 }
 
 static size_t piece_floats_of(const lmk_linear_attention *a) {
@@ -98,18 +107,20 @@ static float *piece_state(const forward_call *call, float *piece) {
 /// A worker's memory while it works on head `i` of its unit: the normaliser lies behind the state.
 typedef struct worker_memory {
     linear_chunk chunk;
+    fetch_column *fetch;
     float *state, *other_state;
 } worker_memory;
 
 static worker_memory memory_of(const forward_call *call, unsigned worker, size_t i) {
     const lmk_linear_attention *const a = call->attention;
     float *const memory = call->workers + call->worker_floats * worker,
-                 *const states = memory + spaced(lmk_linear_chunk_floats(a));
+                 *const fetch = memory + chunk_floats(a), *const states = fetch + fetch_floats(a);
     worker_memory result = {
-        .chunk = lmk_linear_chunk(a, memory),
+        .fetch = (fetch_column *)(void *)fetch,
         .state = states + worker_state_floats(a) * (i + 1),
         .other_state = states,
     };
+    lmk_linear_chunk_layout(a, memory, &result.chunk);
     result.chunk.normalizer = result.state + state_floats(a->key_dim, a->value_dim);
     return result;
 }
@@ -279,7 +290,7 @@ static void run_chunks(const forward_call *call, const forward_unit *unit, unsig
             if (list.columns > 0 && !has_states(call)) {
                 const size_t capacity = memory.chunk.fetches * (tokens / CHUNK_TOKENS),
                              used = lmk_min(share, capacity);
-                memory.chunk.fetch = lmk_linear_fetch_memory(&memory.chunk);
+                memory.chunk.fetch = memory.fetch;
                 lmk_fetch_next(&list, used, memory.chunk.fetch);
                 for (size_t j = used; j < capacity; j++)
                     memory.chunk.fetch[j] = memory.chunk.no_fetch[0];

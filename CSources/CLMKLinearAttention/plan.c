@@ -26,52 +26,52 @@
 
 /// Panels that the tiles of one chunk go through while they read the state.
 static size_t fetches_of(const lmk_linear_attention *a) {
-    return panels_of(a->key_dim) * panels_of(a->value_dim) * (CHUNK_TOKENS / READ_ROWS_MIN);
+    // With the normaliser's column of backward.
+    return panels_of(a->key_dim) * panels_of(a->value_dim + 1) * (CHUNK_TOKENS / READ_ROWS_MIN);
 }
 
 static size_t fetch_floats(size_t columns) {
     return lmk_round_up(sizeof(fetch_column) * columns, 64) / sizeof(float);
 }
 
-size_t lmk_linear_chunk_floats(const lmk_linear_attention *a) {
-    const size_t key_panels = panels_of(a->key_dim), value_panels = panels_of(a->value_dim);
-    return 4 * (PANEL * key_panels + STAGGER) + 2 * (PANEL * value_panels + STAGGER) +
-           2 * CHUNK_TOKENS * key_panels + PANEL + CHUNK_TOKENS +
-           fetch_floats((BLOCK_TOKENS / CHUNK_TOKENS) * fetches_of(a)) +
-           fetch_floats(fetches_of(a));
-}
-
-linear_chunk lmk_linear_chunk(const lmk_linear_attention *a, float *memory) {
-    const size_t key_panels = panels_of(a->key_dim), value_panels = panels_of(a->value_dim);
-    linear_chunk c = {.panels = key_panels, .fetches = fetches_of(a)};
-    const struct {
-        float **matrix;
-        size_t floats;
-    } parts[] = {
-        {&c.q, PANEL * key_panels + STAGGER},
-        {&c.k, PANEL * key_panels + STAGGER},
-        {&c.k_transposed, PANEL * key_panels + STAGGER},
-        {&c.decay, PANEL * key_panels + STAGGER},
-        {&c.values, PANEL * value_panels + STAGGER},
-        {&c.outputs, PANEL * value_panels + STAGGER},
-        {&c.total, CHUNK_TOKENS * key_panels},
-        {&c.normalizer, CHUNK_TOKENS * key_panels},
-        {&c.pairs, PANEL},
-        {&c.divisors, CHUNK_TOKENS},
-    };
-    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
-        *parts[i].matrix = memory;
-        memory += parts[i].floats;
+size_t lmk_linear_lay_out(const matrix_part *parts, size_t count, float *memory) {
+    size_t at = 0;
+    for (size_t i = 0; i < count; i++) {
+        *parts[i].matrix = memory ? memory + at : 0;
+        at += lmk_round_up(parts[i].floats, CHUNK_TOKENS) + STAGGER;
     }
-    c.read = c.q;
-    c.write = c.k;
-    c.no_fetch = (fetch_column *)(void *)memory;
-    for (size_t i = 0; i < c.fetches; i++) c.no_fetch[i] = (fetch_column){(const char *)c.q, 0};
-    return c;
+    return at;
 }
 
-fetch_column *lmk_linear_fetch_memory(const linear_chunk *c) {
-    return (fetch_column *)(void *)((float *)(void *)c->no_fetch + fetch_floats(c->fetches));
+size_t lmk_linear_chunk_layout(const lmk_linear_attention *a, float *memory, linear_chunk *c) {
+    const size_t key_panels = panels_of(a->key_dim), keys = PANEL * key_panels,
+                 values = PANEL * panels_of(a->value_dim), fetches = fetches_of(a);
+    float *fetch;
+    *c = (linear_chunk){.panels = key_panels, .fetches = fetches};
+    const matrix_part parts[] = {
+        {&c->q, keys},
+        {&c->k, keys},
+        {&c->k_transposed, keys},
+        {&c->decay, keys},
+        {&c->values, values},
+        {&c->outputs, values},
+        {&c->total, CHUNK_TOKENS * key_panels},
+        {&c->normalizer, CHUNK_TOKENS * key_panels},
+        {&c->pairs, PANEL},
+        {&c->divisors, CHUNK_TOKENS},
+        {&fetch, fetch_floats(fetches)},
+    };
+    const size_t floats = lmk_linear_lay_out(parts, sizeof parts / sizeof *parts, memory);
+    c->read = c->q;
+    c->write = c->k;
+    c->no_fetch = (fetch_column *)(void *)fetch;
+    for (size_t i = 0; memory && i < fetches; i++)
+        c->no_fetch[i] = (fetch_column){(const char *)c->q, 0};
+    return floats;
+}
+
+size_t lmk_linear_fetch_floats(const lmk_linear_attention *a) {
+    return fetch_floats(BLOCK_TOKENS / CHUNK_TOKENS * fetches_of(a));
 }
 
 int lmk_linear_is_chunked(const lmk_linear_attention *a, size_t tokens) {

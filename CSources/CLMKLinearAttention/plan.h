@@ -7,11 +7,21 @@
 /// Most tokens that one head takes before the next one does.
 #define BLOCK_TOKENS ((size_t)64)
 
-/// Floats that a chunk's matrices take.
-size_t lmk_linear_chunk_floats(const lmk_linear_attention *a);
-linear_chunk lmk_linear_chunk(const lmk_linear_attention *a, float *memory);
-/// Where the chunk's `fetch` has room for a block.
-fetch_column *lmk_linear_fetch_memory(const linear_chunk *c);
+/// A piece of the workspace.
+typedef struct matrix_part {
+    float **matrix;
+    size_t floats;
+} matrix_part;
+
+/// Hands out memory to the parts, from a multiple of 64 bytes on, none of them a multiple of 4 KB
+/// from another; without memory only counts. Returns the floats that they take.
+size_t lmk_linear_lay_out(const matrix_part *parts, size_t count, float *memory);
+
+/// Lays out a chunk's matrices for forward; without memory only counts. Returns the floats that
+/// they take.
+size_t lmk_linear_chunk_layout(const lmk_linear_attention *a, float *memory, linear_chunk *chunk);
+/// Floats of what is fetched during a block.
+size_t lmk_linear_fetch_floats(const lmk_linear_attention *a);
 
 /// Most sequences that are cut into segments: with more, whole ones keep every thread busy.
 #define CUT_SEQUENCES 15

@@ -56,6 +56,9 @@ static void spread_token_decays(const linear_chunk *c, int has_bonus, int reads)
     }
     if (reads) scale_rows(c->q, before, c->panels, c->read);
     scale_rows(c->k, after, c->panels, c->write);
+    if (!c->before) return;
+    store(c->before, load(before));
+    store(c->after, load(after));
 }
 
 /// The same where each dimension has its own.
@@ -63,21 +66,24 @@ static void spread_key_decays(const linear_chunk *c, int has_bonus, int reads) {
     for (size_t p = 0; p < c->panels; p++) {
         const float *const decay = c->decay + PANEL * p, *const q = c->q + PANEL * p,
                            *const k = c->k + PANEL * p;
-        float *const read = c->read + PANEL * p, *const write = c->write + PANEL * p;
+        float *const read = c->read + PANEL * p, *const write = c->write + PANEL * p,
+                     *const before = c->before ? c->before + PANEL * p : 0,
+                     *const after = c->after ? c->after + PANEL * p : 0;
         f32x16 product = splat(1);
         LMK_UNROLL
         for (int i = 0; i < CHUNK_TOKENS; i++) {
-            const f32x16 after = product * load(decay + LMK_LANES * i);
-            if (reads)
-                store(read + LMK_LANES * i,
-                      load(q + LMK_LANES * i) * (has_bonus ? product : after));
-            product = after;
+            const f32x16 next = product * load(decay + LMK_LANES * i),
+                         factor = has_bonus ? product : next;
+            if (reads) store(read + LMK_LANES * i, load(q + LMK_LANES * i) * factor);
+            if (before) store(before + LMK_LANES * i, factor);
+            product = next;
         }
         store(c->total + LMK_LANES * p, product);
         product = splat(1);
         LMK_UNROLL
         for (int i = CHUNK_TOKENS - 1; i >= 0; i--) {
             store(write + LMK_LANES * i, load(k + LMK_LANES * i) * product);
+            if (after) store(after + LMK_LANES * i, product);
             product = product * load(decay + LMK_LANES * i);
         }
     }
@@ -99,10 +105,8 @@ static void multiply_bonus(const linear_chunk *c, const linear_head *head, float
 
 /// Products of q and k become P: the decays between two tokens are those of the tokens after the
 /// first, up to the second, or with a bonus to the one before the second.
-static void decay_pairs(const linear_chunk *c, int has_bonus) {
+static void decay_pairs(const float *decay, int has_bonus, float *pairs) {
     f32x16 between = splat(0);
-    float *const pairs = c->pairs;
-    const float *const decay = c->decay;
     LMK_UNROLL
     for (int i = 0; i < CHUNK_TOKENS; i++) {
         float *const row = pairs + LMK_LANES * i;
@@ -164,7 +168,7 @@ static void prepare_chunk(const linear_head *head, const linear_chunk *c, size_t
         if (reads) multiply_pairs(c->q, c->k_transposed, c->panels, c->pairs);
         if (head->decay != LMK_DECAY_NONE) {
             load_token_decays(head, begin, count, c->decay);
-            if (reads) decay_pairs(c, has_bonus);
+            if (reads) decay_pairs(c->decay, has_bonus, c->pairs);
             spread_token_decays(c, has_bonus, reads);
         }
     }

@@ -93,6 +93,7 @@ static const fetch_column *advance_chunk(const linear_head *head, const linear_c
         const state_write write = {.x = c->write,
                                    .y = c->values,
                                    .row_decay = has_decay ? c->total : 0,
+                                   .from = part,
                                    .state = part,
                                    .state_panel = state_panel};
         write_state(&write, c->panels, columns);

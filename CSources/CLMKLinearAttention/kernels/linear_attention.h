@@ -8,9 +8,12 @@
 #include "decay.h"
 #include "forward.h"
 #include "recurrent.h"
+#include "decay_gradient.h"
+#include "backward.h"
 
 #define LINEAR_ATTENTION_KERNELS                                                                   \
     {                                                                                              \
         .import_state = import_state, .export_state = export_state, .advance = advance,            \
         .look = look, .step = step, .total_decay = total_decay, .combine = combine,                \
+        .sweep = sweep, .retreat = retreat, .look_back = look_back, .write_back = write_back,      \
     }

@@ -118,11 +118,12 @@ typedef struct state_read {
         FOR_ROWS(ROWS) { FOR_VECTORS(VECTORS) store(to + PANEL * v + LMK_LANES * i, sum[i][v]); }  \
     }
 
-/// state = decay state + x^T y,  for a chunk in panels. Decays are those of the state's rows, or of
-/// its columns, or there are none.
+/// state = decay from + x^T y,  for a chunk in panels; `from` may be the state itself. Decays are
+/// those of the state's rows, or of its columns, or there are none.
 typedef struct state_write {
     const float *x, *y;
     const float *row_decay, *column_decay;
+    const float *from;
     float *state;
     size_t state_panel;
 } state_write;
@@ -133,11 +134,12 @@ typedef struct state_write {
         const float *const x = w->x + PANEL * (row / LMK_LANES) + row % LMK_LANES,                 \
                            *y = w->y + PANEL * column;                                             \
         const size_t state_panel = w->state_panel;                                                 \
+        const float *const from = w->from + state_panel * column + LMK_LANES * row;                \
         float *const state = w->state + state_panel * column + LMK_LANES * row;                    \
         f32x16 sum[ROWS][VECTORS];                                                                 \
         FOR_ROWS(ROWS) {                                                                           \
             FOR_VECTORS(VECTORS)                                                                   \
-            sum[i][v] = load(state + state_panel * (size_t)v + LMK_LANES * i);                     \
+            sum[i][v] = load(from + state_panel * (size_t)v + LMK_LANES * i);                      \
         }                                                                                          \
         if (w->row_decay) {                                                                        \
             const float *const decay = w->row_decay + row;                                         \

@@ -66,6 +66,8 @@ typedef struct linear_chunk {
     /// exp(log_decay) in panels, for a decay per key; its first 16 entries one for each token
     /// otherwise.
     float *decay;
+    /// Those factors: one for each token, or for a decay per key in panels. Null in forward.
+    float *before, *after;
     /// Decay of each row of the state over the whole chunk, [16 panels].
     float *total;
     /// P, [16][16]: what lies above the diagonal is not to be used.
@@ -80,6 +82,39 @@ typedef struct linear_chunk {
     /// z, [16 panels], and q . z with the bonus, [16].
     float *normalizer, *divisors;
 } linear_chunk;
+
+/// Where the gradients of a head go; what has no data is not computed. Those of k and v are added
+/// to what is there where `adds`.
+typedef struct linear_head_gradients {
+    token_rows output;
+    token_rows_out q, k, v;
+    int adds;
+    /// Of the first token, as log_decay; for a head's own decay one number that sums are added to.
+    float *log_decay;
+    size_t log_decay_stride;
+    /// [16 panels]: sums are added.
+    float *bonus;
+} linear_head_gradients;
+
+/// What backward has beside a chunk's matrices. States lie transposed: their rows are values, with
+/// one more of ones for a normaliser, their columns are keys. `panels` is that of their rows.
+typedef struct linear_gradient_chunk {
+    size_t panels;
+    /// v and do with tokens in rows; v with tokens in lanes; v and do with the decays `after` and
+    /// `before` where dimensions share them. In panels, like those that follow.
+    float *values, *outputs, *values_transposed, *values_after, *outputs_before;
+    float *dq, *dk, *dv;
+    /// Of P, [16][16]; the same with the decays of P, and times P.
+    float *dpairs, *weights, *products;
+    /// [16][16]: sums of q dq and k dk, lane by lane, over what goes through the state.
+    float *read_dots, *write_dots;
+    /// Sums of the state times its gradient, [16 key panels].
+    float *carried;
+    /// For a decay per key, in panels: dg.
+    float *ddecay;
+    /// dS with keys in rows.
+    float *dstate;
+} linear_gradient_chunk;
 
 typedef struct linear_attention_kernels {
     /// Between a state or a part of its columns, [rows, columns] at `stride`, and panels. A null
@@ -99,6 +134,24 @@ typedef struct linear_attention_kernels {
     void (*step)(const linear_head *head, const linear_chunk *chunk, size_t begin, size_t end,
                  const float *from, const float *from_normalizer, float *to, float *to_normalizer,
                  size_t stride);
+    /// Transposed states: the one after tokens begin ..< begin + count, at most 16, from the one
+    /// before them.
+    void (*sweep)(const linear_head *head, const linear_chunk *chunk,
+                  const linear_gradient_chunk *gradient, size_t begin, size_t count,
+                  const float *from, float *to);
+    /// The gradients of a chunk, from the state before it and the gradient of the one after it,
+    /// which becomes that of the one before it.
+    void (*retreat)(const linear_head *head, const linear_head_gradients *gradients,
+                    const linear_chunk *chunk, const linear_gradient_chunk *gradient, size_t begin,
+                    size_t count, const float *state, float *dstate);
+    /// Bidirectional: the gradient of q, and what tokens add to that of the state; then those of k
+    /// and v.
+    void (*look_back)(const linear_head *head, const linear_head_gradients *gradients,
+                      const linear_chunk *chunk, const linear_gradient_chunk *gradient,
+                      size_t begin, size_t count, const float *state, float *dstate);
+    void (*write_back)(const linear_head *head, const linear_head_gradients *gradients,
+                       const linear_chunk *chunk, const linear_gradient_chunk *gradient,
+                       size_t begin, size_t count, const float *dstate);
     /// The product of the decays of tokens 0 ..< tokens, [key_dim].
     void (*total_decay)(const linear_head *head, const linear_chunk *chunk, size_t tokens,
                         float *total);

@@ -1,0 +1,463 @@
+// Backward: the states at the chunks' starts again, then chunks from last to first.
+#include "plan.h"
+
+/// Chunks whose states are kept at once while they are gone through backwards, unless the memory
+/// budget asks for another number: they stay in L2.
+#define BLOCK_CHUNKS 8
+
+typedef struct backward_call {
+    const lmk_linear_attention *attention;
+    const lmk_linear_attention_gradients *gradients;
+    const linear_attention_kernels *kernels;
+    unsigned threads;
+    /// Chunks of a block, and most blocks of a sequence.
+    size_t block_chunks, blocks;
+    /// Query heads of a key head, which go together because their gradients are added.
+    size_t group;
+    float *workers;
+    size_t worker_floats;
+    /// Gradients that sequences share, for each of them: of the heads' decays [N, heads] and of the
+    /// bonus [N, heads, 16 key panels].
+    float *decays, *bonuses;
+} backward_call;
+
+/// Of the transposed state.
+static size_t row_panels(const lmk_linear_attention *a) {
+    return panels_of(a->value_dim + (a->is_normalized ? 1 : 0));
+}
+
+static size_t transposed_floats(const lmk_linear_attention *a) {
+    return PANEL * row_panels(a) * panels_of(a->key_dim);
+}
+
+static size_t padded_keys(const lmk_linear_attention *a) {
+    return CHUNK_TOKENS * panels_of(a->key_dim);
+}
+
+/// What one worker has.
+typedef struct backward_memory {
+    linear_chunk chunk;
+    linear_gradient_chunk gradient;
+    /// Of each head of a group: states at the blocks' starts, and dS.
+    float *checkpoints, *dstates;
+    /// States at the starts of a block's chunks.
+    float *states;
+    /// Sums over the heads of a group, for the tokens of a block.
+    float *dk, *dv;
+} backward_memory;
+
+static size_t lay_out(const backward_call *call, float *memory, backward_memory *m) {
+    const lmk_linear_attention *const a = call->attention;
+    const size_t key_panels = panels_of(a->key_dim), keys = PANEL * key_panels,
+                 values = PANEL * row_panels(a), state = transposed_floats(a),
+                 block = CHUNK_TOKENS * call->block_chunks,
+                 // Where neither a factor for each token nor a matrix is needed.
+        spread = a->decay == LMK_DECAY_NONE ? 0 : keys, sums = call->group > 1 ? block : 0;
+    *m = (backward_memory){.gradient = {.panels = row_panels(a)}};
+    size_t floats = lmk_linear_chunk_layout(a, memory, &m->chunk);
+    linear_chunk *const c = &m->chunk;
+    linear_gradient_chunk *const g = &m->gradient;
+    const matrix_part parts[] = {
+        {&c->read, spread},
+        {&c->write, spread},
+        {&c->before, spread},
+        {&c->after, spread},
+        {&g->values, values},
+        {&g->outputs, values},
+        {&g->values_transposed, values},
+        {&g->values_after, values},
+        {&g->outputs_before, values},
+        {&g->dq, keys},
+        {&g->dk, keys},
+        {&g->dv, values},
+        {&g->dpairs, PANEL},
+        {&g->weights, PANEL},
+        {&g->products, PANEL},
+        {&g->read_dots, PANEL},
+        {&g->write_dots, PANEL},
+        {&g->carried, CHUNK_TOKENS * key_panels},
+        {&g->ddecay, keys},
+        {&g->dstate, state},
+        {&m->checkpoints, state * call->blocks * call->group},
+        {&m->dstates, state * call->group},
+        {&m->states, state * call->block_chunks},
+        {&m->dk, sums * a->key_dim},
+        {&m->dv, sums * a->value_dim},
+    };
+    floats += lmk_linear_lay_out(parts, sizeof parts / sizeof *parts, memory ? memory + floats : 0);
+    if (a->decay == LMK_DECAY_NONE) {
+        c->read = c->q;
+        c->write = c->k;
+        c->before = c->after = 0;
+    }
+    return lmk_round_up(floats, 32);
+}
+
+/// Chooses the block: most states are kept twice, at the blocks' starts and inside one.
+static void choose_block(backward_call *call, size_t longest) {
+    const lmk_linear_attention *const a = call->attention;
+    const size_t chunks = lmk_max(1, lmk_divide_up(longest, CHUNK_TOKENS)),
+                 bytes = sizeof(float) * transposed_floats(a);
+    size_t block = lmk_min(BLOCK_CHUNKS, chunks);
+    // Twice as many while that saves memory and there is too little of it.
+    for (;;) {
+        const size_t blocks = lmk_divide_up(chunks, block), next = lmk_divide_up(chunks, 2 * block);
+        const size_t states = blocks * call->group + block,
+                     next_states = next * call->group + 2 * block;
+        call->block_chunks = block;
+        call->blocks = blocks;
+        const int fits =
+            a->memory_budget == 0 || states * bytes <= a->memory_budget / call->threads;
+        if (fits || next_states >= states) return;
+        block *= 2;
+    }
+}
+
+static backward_call plan_of(const lmk_linear_attention *a) {
+    backward_call call = {.attention = a, .group = a->heads / a->key_heads};
+    const size_t sequences = sequences_of(a), units = sequences * a->key_heads;
+    size_t longest = 0;
+    for (size_t n = 0; n < sequences; n++) longest = lmk_max(longest, tokens_of(a, n));
+    call.threads = (unsigned)lmk_min(lmk_linear_plan(a).threads, lmk_max(1, units));
+    choose_block(&call, longest);
+    backward_memory memory;
+    call.worker_floats = lay_out(&call, 0, &memory);
+    return call;
+}
+
+static size_t decays_floats(const lmk_linear_attention *a) {
+    return a->decay == LMK_DECAY_HEAD ? lmk_round_up(sequences_of(a) * a->heads, 16) : 0;
+}
+
+static size_t bonuses_floats(const lmk_linear_attention *a) {
+    return a->bonus ? sequences_of(a) * a->heads * padded_keys(a) : 0;
+}
+
+size_t lmk_linear_attention_backward_workspace_size(const lmk_linear_attention *a) {
+    if (lmk_linear_attention_check(a, 0, 0) != LMK_OK) return 0;
+    const backward_call call = plan_of(a);
+    return sizeof(float) *
+               (call.threads * call.worker_floats + decays_floats(a) + bonuses_floats(a)) +
+           64;
+}
+
+// MARK: Transposed states
+
+/// From [key_dim, value_dim] and [key_dim], zero where null, to a transposed state.
+static void import_transposed(const lmk_linear_attention *a, const float *state,
+                              const float *normalizer, float *to) {
+    const size_t rows = CHUNK_TOKENS * row_panels(a);
+    for (size_t i = 0; i < transposed_floats(a); i++) to[i] = 0;
+    for (size_t d = 0; d < a->key_dim; d++) {
+        float *const column = to + CHUNK_TOKENS * rows * (d / CHUNK_TOKENS) + d % CHUNK_TOKENS;
+        for (size_t e = 0; state && e < a->value_dim; e++)
+            column[CHUNK_TOKENS * e] = state[a->value_dim * d + e];
+        if (normalizer && a->is_normalized) column[CHUNK_TOKENS * a->value_dim] = normalizer[d];
+    }
+}
+
+static void export_transposed(const lmk_linear_attention *a, const float *from, float *state,
+                              float *normalizer) {
+    const size_t rows = CHUNK_TOKENS * row_panels(a);
+    for (size_t d = 0; d < a->key_dim; d++) {
+        const float *const column =
+            from + CHUNK_TOKENS * rows * (d / CHUNK_TOKENS) + d % CHUNK_TOKENS;
+        for (size_t e = 0; state && e < a->value_dim; e++)
+            state[a->value_dim * d + e] = column[CHUNK_TOKENS * e];
+        if (normalizer && a->is_normalized) normalizer[d] = column[CHUNK_TOKENS * a->value_dim];
+    }
+}
+
+// MARK: Units of work
+
+/// The query heads of one key head, in one sequence.
+typedef struct backward_unit {
+    size_t sequence, key_head, tokens;
+} backward_unit;
+
+static size_t head_index(const backward_call *call, const backward_unit *u, size_t r) {
+    return call->group * u->key_head + r;
+}
+
+static linear_head head_of(const backward_call *call, const backward_unit *u, size_t r,
+                           size_t token) {
+    const lmk_linear_attention *const a = call->attention;
+    return lmk_linear_attention_head(a, 0, u->sequence, head_index(call, u, r), token, 0,
+                                     a->value_dim);
+}
+
+static token_rows_out rows_out(const backward_call *call, const backward_unit *u, void *data,
+                               lmk_token_strides strides, size_t head, size_t token, size_t width) {
+    const lmk_linear_attention *const a = call->attention;
+    if (!data) return (token_rows_out){0};
+    const size_t at = row_offset(a, strides, u->sequence, token, head);
+    return (token_rows_out){(char *)data + lmk_dtype_size(a->dtype) * at, strides.token, a->dtype,
+                            width};
+}
+
+static token_rows_out sums_out(float *sums, int is_wanted, size_t width) {
+    return (token_rows_out){is_wanted ? sums : 0, width, LMK_FLOAT32, width};
+}
+
+/// Where the gradients of head `r` of a unit go, from token `token` on.
+static linear_head_gradients gradients_of(const backward_call *call, const backward_unit *u,
+                                          const backward_memory *m, size_t r, size_t token) {
+    const lmk_linear_attention *const a = call->attention;
+    const lmk_linear_attention_gradients *const to = call->gradients;
+    const size_t head = head_index(call, u, r);
+    const token_rows_out output = rows_out(call, u, (void *)(uintptr_t)to->output,
+                                           to->output_strides, head, token, a->value_dim);
+    linear_head_gradients result = {
+        .output = {output.data, output.stride, output.dtype, output.width},
+        .q = rows_out(call, u, to->q, to->q_strides, head, token, a->key_dim),
+        .adds = r > 0,
+    };
+    if (call->group > 1) {
+        result.k = sums_out(m->dk, to->k != 0, a->key_dim);
+        result.v = sums_out(m->dv, to->v != 0, a->value_dim);
+    } else {
+        result.k = rows_out(call, u, to->k, to->k_strides, u->key_head, token, a->key_dim);
+        result.v = rows_out(call, u, to->v, to->v_strides, u->key_head, token, a->value_dim);
+    }
+    if (to->log_decay && a->decay == LMK_DECAY_HEAD) {
+        result.log_decay = call->decays + a->heads * u->sequence + head;
+    } else if (to->log_decay) {
+        result.log_decay =
+            to->log_decay + row_offset(a, to->log_decay_strides, u->sequence, token, head);
+        result.log_decay_stride = to->log_decay_strides.token;
+    }
+    if (to->bonus && a->bonus)
+        result.bonus = call->bonuses + padded_keys(a) * (a->heads * u->sequence + head);
+    return result;
+}
+
+/// The sums over a group's heads for the tokens of a block go to where they belong.
+static void store_sums(const backward_call *call, const backward_unit *u, const backward_memory *m,
+                       size_t token, size_t tokens) {
+    const lmk_linear_attention *const a = call->attention;
+    const lmk_linear_attention_gradients *const to = call->gradients;
+    const token_rows_out k =
+        rows_out(call, u, to->k, to->k_strides, u->key_head, token, a->key_dim);
+    const token_rows_out v =
+        rows_out(call, u, to->v, to->v_strides, u->key_head, token, a->value_dim);
+    const size_t size = lmk_dtype_size(a->dtype);
+    for (size_t t = 0; t < tokens; t++) {
+        if (k.data) {
+            lmk_convert(m->dk + a->key_dim * t, LMK_FLOAT32, (char *)k.data + size * k.stride * t,
+                        a->dtype, a->key_dim, 0);
+        }
+        if (v.data) {
+            lmk_convert(m->dv + a->value_dim * t, LMK_FLOAT32, (char *)v.data + size * v.stride * t,
+                        a->dtype, a->value_dim, 0);
+        }
+    }
+}
+
+static float *checkpoint_of(const backward_call *call, const backward_memory *m, size_t r,
+                            size_t block) {
+    return m->checkpoints + transposed_floats(call->attention) * (call->blocks * r + block);
+}
+
+static void copy(float *to, const float *from, size_t count) {
+    for (size_t i = 0; i < count; i++) to[i] = from[i];
+}
+
+/// States at the starts of all blocks.
+static void keep_checkpoints(const backward_call *call, const backward_unit *u,
+                             const backward_memory *m, size_t r) {
+    const lmk_linear_attention *const a = call->attention;
+    const size_t block = CHUNK_TOKENS * call->block_chunks,
+                 index = a->heads * u->sequence + head_index(call, u, r);
+    const linear_head head = head_of(call, u, r, 0);
+    import_transposed(a,
+                      a->initial_state ? a->initial_state + a->key_dim * a->value_dim * index : 0,
+                      a->initial_normalizer ? a->initial_normalizer + a->key_dim * index : 0,
+                      checkpoint_of(call, m, r, 0));
+    for (size_t begin = 0, b = 0; begin + block < u->tokens; begin += block, b++) {
+        const float *from = checkpoint_of(call, m, r, b);
+        float *const to = checkpoint_of(call, m, r, b + 1);
+        for (size_t t = begin; t < begin + block; t += CHUNK_TOKENS, from = to)
+            call->kernels->sweep(&head, &m->chunk, &m->gradient, t, CHUNK_TOKENS, from, to);
+    }
+}
+
+/// The chunks of one block of one head, from last to first.
+static void retreat_block(const backward_call *call, const backward_unit *u,
+                          const backward_memory *m, size_t r, size_t begin, size_t end) {
+    const size_t size = transposed_floats(call->attention),
+                 chunks = lmk_divide_up(end - begin, CHUNK_TOKENS);
+    const linear_head head = head_of(call, u, r, begin);
+    const linear_head_gradients to = gradients_of(call, u, m, r, begin);
+    copy(m->states, checkpoint_of(call, m, r, begin / (CHUNK_TOKENS * call->block_chunks)), size);
+    for (size_t i = 0; i + 1 < chunks; i++) {
+        call->kernels->sweep(&head, &m->chunk, &m->gradient, CHUNK_TOKENS * i, CHUNK_TOKENS,
+                             m->states + size * i, m->states + size * (i + 1));
+    }
+    for (size_t i = chunks; i-- > 0;) {
+        const size_t t = CHUNK_TOKENS * i;
+        call->kernels->retreat(&head, &to, &m->chunk, &m->gradient, t,
+                               lmk_min(CHUNK_TOKENS, end - begin - t), m->states + size * i,
+                               m->dstates + size * r);
+    }
+}
+
+static void run_causal(const backward_call *call, const backward_unit *u,
+                       const backward_memory *m) {
+    const lmk_linear_attention *const a = call->attention;
+    const lmk_linear_attention_gradients *const to = call->gradients;
+    const size_t size = transposed_floats(a), block = CHUNK_TOKENS * call->block_chunks;
+    for (size_t r = 0; r < call->group; r++) {
+        const size_t index = a->heads * u->sequence + head_index(call, u, r);
+        if (u->tokens > 0) keep_checkpoints(call, u, m, r);
+        import_transposed(a,
+                          to->final_state ? to->final_state + a->key_dim * a->value_dim * index : 0,
+                          to->final_normalizer ? to->final_normalizer + a->key_dim * index : 0,
+                          m->dstates + size * r);
+    }
+    for (size_t b = lmk_divide_up(u->tokens, block); b-- > 0;) {
+        const size_t begin = block * b, end = lmk_min(begin + block, u->tokens);
+        for (size_t r = 0; r < call->group; r++) retreat_block(call, u, m, r, begin, end);
+        if (call->group > 1) store_sums(call, u, m, begin, end - begin);
+    }
+    for (size_t r = 0; r < call->group; r++) {
+        const size_t index = a->heads * u->sequence + head_index(call, u, r);
+        export_transposed(a, m->dstates + size * r,
+                          to->initial_state ? to->initial_state + a->key_dim * a->value_dim * index
+                                            : 0,
+                          to->initial_normalizer ? to->initial_normalizer + a->key_dim * index : 0);
+    }
+}
+
+/// Every token reads the state of the whole sequence, and writes to it.
+static void run_both_ways(const backward_call *call, const backward_unit *u,
+                          const backward_memory *m) {
+    const lmk_linear_attention *const a = call->attention;
+    const linear_attention_kernels *const kernels = call->kernels;
+    const size_t size = transposed_floats(a), block = CHUNK_TOKENS * call->block_chunks;
+    float *const state = m->states;
+    for (size_t i = 0; i < size; i++) state[i] = 0;
+    const linear_head first = head_of(call, u, 0, 0);
+    for (size_t t = 0; t < u->tokens; t += CHUNK_TOKENS) {
+        kernels->sweep(&first, &m->chunk, &m->gradient, t, lmk_min(CHUNK_TOKENS, u->tokens - t),
+                       state, state);
+    }
+    for (size_t r = 0; r < call->group; r++) {
+        const linear_head head = head_of(call, u, r, 0);
+        const linear_head_gradients to = gradients_of(call, u, m, r, 0);
+        float *const dstate = m->dstates + size * r;
+        for (size_t i = 0; i < size; i++) dstate[i] = 0;
+        for (size_t t = 0; t < u->tokens; t += CHUNK_TOKENS) {
+            kernels->look_back(&head, &to, &m->chunk, &m->gradient, t,
+                               lmk_min(CHUNK_TOKENS, u->tokens - t), state, dstate);
+        }
+    }
+    for (size_t begin = 0; begin < u->tokens; begin += block) {
+        const size_t end = lmk_min(begin + block, u->tokens);
+        for (size_t r = 0; r < call->group; r++) {
+            const linear_head head = head_of(call, u, r, begin);
+            const linear_head_gradients to = gradients_of(call, u, m, r, begin);
+            for (size_t t = 0; t < end - begin; t += CHUNK_TOKENS) {
+                kernels->write_back(&head, &to, &m->chunk, &m->gradient, t,
+                                    lmk_min(CHUNK_TOKENS, end - begin - t), m->dstates + size * r);
+            }
+        }
+        if (call->group > 1) store_sums(call, u, m, begin, end - begin);
+    }
+}
+
+static void run_unit(void *context, size_t slot, unsigned worker) {
+    const backward_call *const call = context;
+    const lmk_linear_attention *const a = call->attention;
+    const backward_unit u = {
+        .sequence = slot / a->key_heads,
+        .key_head = slot % a->key_heads,
+        .tokens = tokens_of(a, slot / a->key_heads),
+    };
+    backward_memory memory;
+    lay_out(call, call->workers + call->worker_floats * worker, &memory);
+    if (a->is_bidirectional) run_both_ways(call, &u, &memory);
+    else run_causal(call, &u, &memory);
+}
+
+/// Sums over the sequences, in their order.
+static void add_sequences(const backward_call *call) {
+    const lmk_linear_attention *const a = call->attention;
+    const lmk_linear_attention_gradients *const to = call->gradients;
+    for (size_t h = 0; h < a->heads; h++) {
+        float decay = 0;
+        for (size_t n = 0; call->decays && n < sequences_of(a); n++)
+            decay += call->decays[a->heads * n + h];
+        if (to->log_decay && a->decay == LMK_DECAY_HEAD)
+            to->log_decay[to->log_decay_strides.head * h] = decay;
+        for (size_t d = 0; to->bonus && a->bonus && d < a->key_dim; d++) {
+            float sum = 0;
+            for (size_t n = 0; n < sequences_of(a); n++)
+                sum += call->bonuses[padded_keys(a) * (a->heads * n + h) + d];
+            to->bonus[a->key_dim * h + d] = sum;
+        }
+    }
+}
+
+// MARK: Entry point
+
+static lmk_status check_gradients(const lmk_linear_attention *a,
+                                  const lmk_linear_attention_gradients *to, lmk_error *error) {
+    const size_t size = lmk_dtype_size(a->dtype);
+    const struct {
+        tensor_names names;
+        const void *data;
+        lmk_token_strides strides;
+        size_t heads, width, size;
+        int is_there;
+    } tensors[] = {
+        {TENSOR_NAMES(output), to->output, to->output_strides, a->heads, a->value_dim, size, 1},
+        {TENSOR_NAMES(dq), to->q, to->q_strides, a->heads, a->key_dim, size, to->q != 0},
+        {TENSOR_NAMES(dk), to->k, to->k_strides, a->key_heads, a->key_dim, size, to->k != 0},
+        {TENSOR_NAMES(dv), to->v, to->v_strides, a->key_heads, a->value_dim, size, to->v != 0},
+        {TENSOR_NAMES(dlog_decay), to->log_decay, to->log_decay_strides, a->heads,
+         a->decay == LMK_DECAY_KEY ? a->key_dim : 1, sizeof(float),
+         to->log_decay != 0 && a->decay != LMK_DECAY_HEAD},
+    };
+    for (size_t i = 0; i < sizeof tensors / sizeof *tensors; i++) {
+        if (!tensors[i].is_there) continue;
+        const lmk_status status = lmk_linear_attention_check_rows(
+            a, tensors[i].names, tensors[i].data, tensors[i].strides, tensors[i].heads,
+            tensors[i].width, tensors[i].size, error);
+        if (status != LMK_OK) return status;
+    }
+    if (to->log_decay && a->decay == LMK_DECAY_NONE)
+        return lmk_fail_conflict(error, "dlog_decay", "only with a decay");
+    if (to->log_decay && a->decay == LMK_DECAY_HEAD && a->heads > 1 &&
+        to->log_decay_strides.head == 0)
+        return lmk_fail_size(error, "dlog_decay_strides.head", 1, 0);
+    if (to->bonus && !a->bonus) return lmk_fail_conflict(error, "dbonus", "only with a bonus");
+    if (!a->is_normalized && (to->final_normalizer || to->initial_normalizer))
+        return lmk_fail_conflict(error, "final_normalizer", "only with a normaliser");
+    const int has_states =
+        to->final_state || to->initial_state || to->final_normalizer || to->initial_normalizer;
+    if (a->is_bidirectional && has_states)
+        return lmk_fail_conflict(error, "final_state", "none in the bidirectional form");
+    return LMK_OK;
+}
+
+lmk_status lmk_linear_attention_backward(const lmk_linear_attention *a,
+                                         const lmk_linear_attention_gradients *gradients,
+                                         void *workspace, size_t workspace_size, lmk_error *error) {
+    lmk_status status = lmk_linear_attention_check(a, 1, error);
+    if (status == LMK_OK) status = check_gradients(a, gradients, error);
+    if (status != LMK_OK) return status;
+    const size_t needed = lmk_linear_attention_backward_workspace_size(a);
+    if (workspace_size < needed) return lmk_fail_size(error, "workspace", needed, workspace_size);
+    if (!workspace) return lmk_fail_null(error, "workspace");
+    backward_call call = plan_of(a);
+    call.gradients = gradients;
+    call.kernels = lmk_linear_attention_kernels();
+    call.workers = (float *)lmk_round_up((uintptr_t)workspace, 64);
+    float *const shared = call.workers + call.threads * call.worker_floats;
+    if (gradients->log_decay && decays_floats(a) > 0) call.decays = shared;
+    call.bonuses = shared + decays_floats(a);
+    for (size_t i = 0; i < decays_floats(a) + bonuses_floats(a); i++) shared[i] = 0;
+    lmk_parallel_for(sequences_of(a) * a->key_heads, call.threads, run_unit, &call);
+    add_sequences(&call);
+    return LMK_OK;
+}
