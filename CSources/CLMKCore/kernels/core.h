@@ -1,6 +1,7 @@
 // Everything the core compiles once per instruction set, and its table. The including file has
 // opened the region.
 #include "lmk_half.h"
+#include "lmk_transpose.h"
 #include "tile.h"
 #if !defined(LMK_TARGET_AVX512_BF16)
 #include "lmk_math.h"

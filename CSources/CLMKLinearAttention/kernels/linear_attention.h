@@ -2,5 +2,15 @@
 // has opened the region.
 #include "lmk_half.h"
 #include "lmk_math.h"
+#include "lmk_transpose.h"
+#include "rows.h"
+#include "products.h"
+#include "decay.h"
+#include "forward.h"
+#include "recurrent.h"
 
-#define LINEAR_ATTENTION_KERNELS {0}
+#define LINEAR_ATTENTION_KERNELS                                                                   \
+    {                                                                                              \
+        .import_state = import_state, .export_state = export_state, .advance = advance,            \
+        .look = look, .step = step, .total_decay = total_decay, .combine = combine,                              \
+    }

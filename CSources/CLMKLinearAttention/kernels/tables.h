@@ -1,13 +1,99 @@
-// What the entry points and the kernels of linear attention share: the table of each instruction
-// set.
+// What the entry points and the kernels of linear attention share: chunks and states in memory, and
+// the table of each instruction set.
+//
+// Tokens are worked on in chunks of 16. The rows of a chunk lie in panels of 16 dimensions,
+// [panel][token][16], so that any tile of a product addresses them from one pointer. A state lies
+// in slices of 32 of its columns (the last one of 16 where that is enough), [slice][row][column],
+// its rows and columns padded by zeros to multiples of 16.
 #ifndef LMK_LINEAR_ATTENTION_TABLES_H
 #define LMK_LINEAR_ATTENTION_TABLES_H
 
 #include "lmk_check.h"
 #include "lmk_linear_attention.h"
 
+#define CHUNK_TOKENS 16
+#define SLICE_LANES 32
+#define PANEL 256
+
+/// Rows of one head: `data` is element 0 of the first token's.
+typedef struct token_rows {
+    const void *data;
+    /// Elements from token to token.
+    size_t stride;
+    lmk_dtype dtype;
+    /// Elements of a row.
+    size_t width;
+} token_rows;
+
+/// The same to be written.
+typedef struct token_rows_out {
+    void *data;
+    size_t stride;
+    lmk_dtype dtype;
+    size_t width;
+} token_rows_out;
+
+/// One head of one sequence, with all columns of its values or some.
+typedef struct linear_head {
+    token_rows q, k, v;
+    token_rows_out o;
+    lmk_decay decay;
+    /// Of the first token, and the distance to the next one's: 0 for a head's own decay.
+    const float *log_decay;
+    size_t log_decay_stride;
+    /// [key_dim], or null.
+    const float *bonus;
+    float scale, epsilon;
+    int has_unit_length, is_normalized;
+} linear_head;
+
+/// One chunk as matrices. `panels` is key_dim / 16, rounded up.
+typedef struct linear_chunk {
+    size_t panels;
+    /// scale q and k, tokens that are not there being zero.
+    float *q, *k;
+    /// k with tokens in lanes, [panel][16][token].
+    float *k_transposed;
+    /// q with the decay from the chunk's start on, k with the decay to its end: without decays q and
+    /// k themselves.
+    float *read, *write;
+    /// exp(log_decay) in panels, for a decay per key; its first 16 entries one for each token
+    /// otherwise.
+    float *decay;
+    /// Decay of each row of the state over the whole chunk, [16 panels].
+    float *total;
+    /// P, [16][16]: what lies above the diagonal is not to be used.
+    float *pairs;
+    /// [16][SLICE_LANES]
+    float *values, *outputs;
+    /// z, [16 panels], and q . z with the bonus, [16].
+    float *normalizer, *divisors;
+} linear_chunk;
+
 typedef struct linear_attention_kernels {
-    int unused;
+    /// Between a state or a part of its columns, [rows, columns] at `stride`, and slices. A null
+    /// `from` is zero.
+    void (*import_state)(const float *from, size_t stride, size_t rows, size_t columns,
+                         float *state);
+    void (*export_state)(const float *state, size_t stride, size_t rows, size_t columns, float *to);
+    /// Takes tokens begin ..< end, where begin is a multiple of 16 or the same as end, into the
+    /// state; writes o where there is one.
+    void (*advance)(const linear_head *head, const linear_chunk *chunk, size_t begin, size_t end,
+                    float *state);
+    /// Writes o of `tokens` tokens that all read the same state.
+    void (*look)(const linear_head *head, const linear_chunk *chunk, size_t tokens,
+                 const float *state);
+    /// Token by token on a dense state, [key_dim, width of v] at `stride`, and normaliser. A null
+    /// start is zero, and start and end may be the same.
+    void (*step)(const linear_head *head, const linear_chunk *chunk, size_t begin, size_t end,
+                 const float *from, const float *from_normalizer, float *to, float *to_normalizer,
+                 size_t stride);
+    /// The product of the decays of tokens 0 ..< tokens, [key_dim].
+    void (*total_decay)(const linear_head *head, const linear_chunk *chunk, size_t tokens,
+                        float *total);
+    /// to[d, e] = first[d, e] decay[d] + second[d, e]
+    void (*combine)(const float *decay, const float *first, const float *second, size_t rows,
+                    size_t columns, float *to);
 } linear_attention_kernels;
 
 extern const linear_attention_kernels linear_attention_kernels_generic;
@@ -17,5 +103,19 @@ extern const linear_attention_kernels linear_attention_kernels_avx512;
 #elif defined(__aarch64__)
 extern const linear_attention_kernels linear_attention_kernels_neon;
 #endif
+
+const linear_attention_kernels *lmk_linear_attention_kernels(void);
+
+static inline size_t panels_of(size_t dim) { return lmk_divide_up(dim, CHUNK_TOKENS); }
+
+/// Floats of a state in slices.
+static inline size_t state_floats(size_t key_dim, size_t value_dim) {
+    return PANEL * panels_of(key_dim) * panels_of(value_dim);
+}
+
+/// Columns of a slice in memory, of `columns` that are left.
+static inline size_t slice_lanes(size_t columns) {
+    return columns > CHUNK_TOKENS ? SLICE_LANES : CHUNK_TOKENS;
+}
 
 #endif

@@ -1,0 +1,481 @@
+// Forward, and the pieces of a long sequence.
+#include "plan.h"
+
+typedef struct forward_call {
+    const lmk_linear_attention *attention;
+    const lmk_linear_attention_results *results;
+    const linear_attention_kernels *kernels;
+    linear_plan plan;
+    /// Memory of each worker: a chunk, and two states with their normalisers.
+    float *workers;
+    size_t worker_floats, state_floats;
+    /// What each segment does to the state of each head, [segments, heads]: decay [key_dim],
+    /// normaliser [key_dim], state [key_dim, value_dim]. Then the state at its end.
+    float *pieces;
+    size_t piece_floats;
+} forward_call;
+
+/// Columns column ..< column + columns of the values of a head of a segment.
+typedef struct forward_unit {
+    linear_segment segment;
+    size_t head, column, columns;
+} forward_unit;
+
+/// Floats apart, so that workers do not share a line.
+static size_t spaced(size_t floats) { return lmk_round_up(floats, 32); }
+
+static size_t normalizer_floats(const lmk_linear_attention *a) {
+    return CHUNK_TOKENS * panels_of(a->key_dim);
+}
+
+static size_t worker_state_floats(const lmk_linear_attention *a) {
+    return spaced(state_floats(a->key_dim, a->value_dim) + normalizer_floats(a));
+}
+
+static size_t worker_floats_of(const lmk_linear_attention *a) {
+    return spaced(lmk_linear_chunk_floats(a->key_dim)) + 2 * worker_state_floats(a);
+}
+
+static size_t piece_floats_of(const lmk_linear_attention *a) {
+    return spaced(a->key_dim * (a->value_dim + 2));
+}
+
+size_t lmk_linear_attention_workspace_size(const lmk_linear_attention *a) {
+    if (lmk_linear_attention_check(a, 0, 0) != LMK_OK) return 0;
+    const linear_plan plan = lmk_linear_plan(a);
+    size_t floats = plan.threads * worker_floats_of(a);
+    if (plan.cuts) floats += plan.segments * a->heads * piece_floats_of(a);
+    return sizeof(float) * floats + 64;
+}
+
+static forward_unit unit_of(const forward_call *call, size_t slot) {
+    const linear_plan *const plan = &call->plan;
+    const lmk_linear_attention *const a = call->attention;
+    const size_t group = slot % plan->groups, rest = slot / plan->groups,
+                 column = plan->group_columns * group;
+    return (forward_unit){
+        .segment = lmk_linear_segment(a, plan, rest / a->heads),
+        .head = rest % a->heads,
+        .column = column,
+        .columns = lmk_min(plan->group_columns, a->value_dim - column),
+    };
+}
+
+static linear_head head_of(const forward_call *call, const forward_unit *u, int reads) {
+    return lmk_linear_attention_head(call->attention, reads ? call->results : 0,
+                                     u->segment.sequence, u->head, u->segment.begin, u->column,
+                                     u->columns);
+}
+
+static size_t state_index(const forward_call *call, const forward_unit *u) {
+    return call->attention->heads * u->segment.sequence + u->head;
+}
+
+static float *piece_of(const forward_call *call, size_t segment, size_t head) {
+    return call->pieces + call->piece_floats * (call->attention->heads * segment + head);
+}
+
+/// The parts of a piece.
+static float *piece_normalizer(const forward_call *call, float *piece) {
+    return piece + call->attention->key_dim;
+}
+static float *piece_state(const forward_call *call, float *piece) {
+    return piece + 2 * call->attention->key_dim;
+}
+
+/// A worker's state, with its normaliser behind it.
+typedef struct worker_memory {
+    linear_chunk chunk;
+    float *state, *other_state;
+} worker_memory;
+
+static worker_memory memory_of(const forward_call *call, unsigned worker) {
+    float *const memory = call->workers + call->worker_floats * worker;
+    const size_t key_dim = call->attention->key_dim,
+                 chunk = spaced(lmk_linear_chunk_floats(key_dim));
+    return (worker_memory){
+        .chunk = lmk_linear_chunk(call->attention, memory),
+        .state = memory + chunk,
+        .other_state = memory + chunk + worker_state_floats(call->attention),
+    };
+}
+
+static void copy(float *to, const float *from, size_t count) {
+    for (size_t i = 0; i < count; i++) to[i] = from[i];
+}
+
+/// Where a unit's state and normaliser begin; null: at 0.
+typedef struct state_start {
+    const float *state, *normalizer;
+} state_start;
+
+static state_start start_of(const forward_call *call, const forward_unit *u) {
+    const lmk_linear_attention *const a = call->attention;
+    if (!u->segment.is_first) {
+        float *const piece = piece_of(call, u->segment.index - 1, u->head);
+        return (state_start){piece_state(call, piece), piece_normalizer(call, piece)};
+    }
+    const size_t index = state_index(call, u);
+    return (state_start){
+        a->initial_state ? a->initial_state + a->key_dim * a->value_dim * index : 0,
+        a->initial_normalizer ? a->initial_normalizer + a->key_dim * index : 0,
+    };
+}
+
+/// Brings a start into the worker's memory.
+static void import_start(const forward_call *call, const forward_unit *u, state_start start,
+                         const worker_memory *memory) {
+    const lmk_linear_attention *const a = call->attention;
+    call->kernels->import_state(start.state ? start.state + u->column : 0, a->value_dim,
+                                a->key_dim, u->columns, memory->state);
+    for (size_t d = 0; d < normalizer_floats(a); d++) {
+        memory->chunk.normalizer[d] =
+            start.normalizer && d < a->key_dim ? start.normalizer[d] : 0;
+    }
+}
+
+/// Writes a unit's columns of state `index` of [.., key_dim, value_dim], and its normaliser.
+static void export_to(const forward_call *call, const forward_unit *u, const float *state,
+                      const float *normalizer, size_t index, float *states, float *normalizers) {
+    const lmk_linear_attention *const a = call->attention;
+    if (states) {
+        call->kernels->export_state(state, a->value_dim, a->key_dim, u->columns,
+                                    states + a->key_dim * a->value_dim * index + u->column);
+    }
+    if (normalizers && u->column == 0)
+        copy(normalizers + a->key_dim * index, normalizer, a->key_dim);
+}
+
+// MARK: States at a stride
+
+/// The index of a unit's first state in results->states, which is that after `stride` tokens.
+static size_t first_state(const forward_call *call, const forward_unit *u) {
+    const size_t stride = call->results->state_stride;
+    size_t before = 0;
+    for (size_t n = 0; n < u->segment.sequence; n++)
+        before += tokens_of(call->attention, n) / stride;
+    return call->attention->heads * before + u->head;
+}
+
+static int has_states(const forward_call *call) {
+    return call->results->states || call->results->normalizers;
+}
+
+/// The first multiple of the stride after `token`, or `end` if that comes first.
+static size_t next_stop(const forward_call *call, size_t token, size_t end) {
+    const size_t stride = call->results->state_stride;
+    if (!has_states(call)) return end;
+    const size_t stop = stride * (token / stride + 1);
+    return stop < end ? stop : end;
+}
+
+/// Advances to a stop and stores the state there. Inside a chunk a copy of the state goes the rest
+/// of the way, so that no result depends on the stride.
+static size_t advance_to_stop(const forward_call *call, const forward_unit *u,
+                              const worker_memory *memory, const linear_head *head, size_t done,
+                              size_t stop, size_t index) {
+    const lmk_linear_attention *const a = call->attention;
+    const size_t begin = u->segment.begin;
+    const size_t aligned = begin + (stop - begin) / CHUNK_TOKENS * CHUNK_TOKENS;
+    call->kernels->advance(head, &memory->chunk, done - begin, aligned - begin, memory->state);
+    const float *state = memory->state, *normalizer = memory->chunk.normalizer;
+    linear_chunk chunk = memory->chunk;
+    if (aligned < stop) {
+        const size_t floats = state_floats(a->key_dim, u->columns);
+        copy(memory->other_state, memory->state, floats);
+        chunk.normalizer = memory->other_state + floats;
+        copy(chunk.normalizer, memory->chunk.normalizer, normalizer_floats(a));
+        linear_head writer = *head;
+        writer.o.data = 0;
+        call->kernels->advance(&writer, &chunk, aligned - begin, stop - begin,
+                               memory->other_state);
+        state = memory->other_state;
+        normalizer = chunk.normalizer;
+    }
+    export_to(call, u, state, normalizer, index, call->results->states,
+              call->results->normalizers);
+    return aligned;
+}
+
+// MARK: Units of work
+
+static void run_chunks(const forward_call *call, const forward_unit *u,
+                       const worker_memory *memory) {
+    const linear_head head = head_of(call, u, 1);
+    const size_t begin = u->segment.begin, end = u->segment.end,
+                 stride = call->results->state_stride, heads = call->attention->heads;
+    import_start(call, u, start_of(call, u), memory);
+    size_t done = begin;
+    const size_t first = has_states(call) ? first_state(call, u) : 0;
+    for (size_t at = begin; has_states(call) && at / stride < end / stride;) {
+        const size_t stop = next_stop(call, at, end);
+        done = advance_to_stop(call, u, memory, &head, done, stop,
+                               first + heads * (stop / stride - 1));
+        at = stop;
+    }
+    call->kernels->advance(&head, &memory->chunk, done - begin, end - begin, memory->state);
+    if (!u->segment.is_last) return;
+    export_to(call, u, memory->state, memory->chunk.normalizer, state_index(call, u),
+              call->results->final_state, call->results->final_normalizer);
+}
+
+static void run_steps(const forward_call *call, const forward_unit *u,
+                      const worker_memory *memory) {
+    const lmk_linear_attention *const a = call->attention;
+    const lmk_linear_attention_results *const r = call->results;
+    const linear_head head = head_of(call, u, 1);
+    const size_t index = state_index(call, u), size = a->key_dim * a->value_dim,
+                 end = u->segment.end;
+    // On the final state itself where it is asked for, and is not what others still read.
+    float *const state =
+        r->final_state ? r->final_state + size * index + u->column : memory->other_state;
+    const size_t stride = r->final_state ? a->value_dim : u->columns;
+    float *const normalizer = r->final_normalizer && u->column == 0
+                                  ? r->final_normalizer + a->key_dim * index
+                                  : memory->state;
+    state_start start = start_of(call, u);
+    size_t from_stride = a->value_dim;
+    if (start.state && (stride != from_stride)) {
+        for (size_t d = 0; d < a->key_dim; d++)
+            copy(state + stride * d, start.state + from_stride * d + u->column, u->columns);
+        start.state = state;
+    } else if (start.state) {
+        start.state += u->column;
+    }
+    const size_t first = has_states(call) ? first_state(call, u) : 0;
+    for (size_t at = 0; at < end;) {
+        const size_t stop = next_stop(call, at, end);
+        call->kernels->step(&head, &memory->chunk, at, stop, start.state, start.normalizer, state,
+                            normalizer, stride);
+        start = (state_start){state, normalizer};
+        at = stop;
+        if (!has_states(call) || at % r->state_stride != 0) continue;
+        const size_t number = first + a->heads * (at / r->state_stride - 1);
+        for (size_t d = 0; r->states && d < a->key_dim; d++) {
+            copy(r->states + size * number + a->value_dim * d + u->column, state + stride * d,
+                 u->columns);
+        }
+        if (r->normalizers && u->column == 0)
+            copy(r->normalizers + a->key_dim * number, normalizer, a->key_dim);
+    }
+}
+
+/// A sequence without tokens: its start is its end.
+static void pass_on(const forward_call *call, const forward_unit *u) {
+    const lmk_linear_attention *const a = call->attention;
+    const lmk_linear_attention_results *const r = call->results;
+    const state_start start = start_of(call, u);
+    const size_t index = state_index(call, u);
+    for (size_t d = 0; d < a->key_dim; d++) {
+        for (size_t e = u->column; r->final_state && e < u->column + u->columns; e++) {
+            const size_t at = a->value_dim * d + e;
+            r->final_state[a->key_dim * a->value_dim * index + at] =
+                start.state ? start.state[at] : 0;
+        }
+        if (r->final_normalizer && u->column == 0) {
+            r->final_normalizer[a->key_dim * index + d] =
+                start.normalizer ? start.normalizer[d] : 0;
+        }
+    }
+}
+
+/// Bidirectional: the state of the whole sequence first, unless segments have found it.
+static void run_both_ways(const forward_call *call, const forward_unit *u,
+                          const worker_memory *memory) {
+    if (call->plan.cuts) {
+        forward_unit last = *u;
+        last.segment.index = call->plan.first_segment[u->segment.sequence + 1];
+        last.segment.is_first = 0;
+        import_start(call, u, start_of(call, &last), memory);
+    } else {
+        const linear_head writer = head_of(call, u, 0);
+        import_start(call, u, (state_start){0}, memory);
+        call->kernels->advance(&writer, &memory->chunk, 0, u->segment.end, memory->state);
+    }
+    const linear_head head = head_of(call, u, 1);
+    call->kernels->look(&head, &memory->chunk, u->segment.end - u->segment.begin, memory->state);
+}
+
+static void run_unit(void *context, size_t slot, unsigned worker) {
+    const forward_call *const call = context;
+    const forward_unit u = unit_of(call, slot);
+    const size_t tokens = u.segment.end - u.segment.begin;
+    if (tokens == 0) {
+        pass_on(call, &u);
+        return;
+    }
+    const worker_memory memory = memory_of(call, worker);
+    if (call->attention->is_bidirectional) run_both_ways(call, &u, &memory);
+    else if (lmk_linear_is_chunked(call->attention, tokens_of(call->attention, u.segment.sequence)))
+        run_chunks(call, &u, &memory);
+    else run_steps(call, &u, &memory);
+}
+
+// MARK: Segments
+
+/// What a segment does to the state.
+static void run_piece(void *context, size_t slot, unsigned worker) {
+    const forward_call *const call = context;
+    const forward_unit u = unit_of(call, slot);
+    if (u.segment.is_last && !call->attention->is_bidirectional) return;
+    const worker_memory memory = memory_of(call, worker);
+    const linear_head head = head_of(call, &u, 0);
+    const size_t tokens = u.segment.end - u.segment.begin;
+    import_start(call, &u, (state_start){0}, &memory);
+    call->kernels->advance(&head, &memory.chunk, 0, tokens, memory.state);
+    float *const piece = piece_of(call, u.segment.index, u.head);
+    export_to(call, &u, memory.state, memory.chunk.normalizer, 0, piece_state(call, piece),
+              piece_normalizer(call, piece));
+    if (u.column == 0) call->kernels->total_decay(&head, &memory.chunk, tokens, piece);
+}
+
+/// From what segments do to the state to the state at the end of each, in order.
+static void join_pieces(void *context, size_t slot, unsigned worker) {
+    (void)worker;
+    const forward_call *const call = context;
+    const lmk_linear_attention *const a = call->attention;
+    const size_t sequence = slot / a->heads, head = slot % a->heads;
+    const size_t *const first = call->plan.first_segment + sequence;
+    forward_unit u = {.segment = {.sequence = sequence, .is_first = 1}, .head = head};
+    for (size_t s = first[0]; s < first[1]; s++) {
+        if (s + 1 == first[1] && !a->is_bidirectional) break;
+        float *const piece = piece_of(call, s, head), *const state = piece_state(call, piece),
+                     *const normalizer = piece_normalizer(call, piece);
+        u.segment.index = s;
+        u.segment.is_first = s == first[0];
+        const state_start start = start_of(call, &u);
+        if (start.state)
+            call->kernels->combine(piece, start.state, state, a->key_dim, a->value_dim, state);
+        if (start.normalizer)
+            call->kernels->combine(piece, start.normalizer, normalizer, a->key_dim, 1, normalizer);
+    }
+}
+
+static void run(forward_call *call, void *workspace) {
+    const lmk_linear_attention *const a = call->attention;
+    call->kernels = lmk_linear_attention_kernels();
+    call->plan = lmk_linear_plan(a);
+    call->worker_floats = worker_floats_of(a);
+    call->piece_floats = piece_floats_of(a);
+    call->workers = (float *)lmk_round_up((uintptr_t)workspace, 64);
+    call->pieces = call->workers + call->plan.threads * call->worker_floats;
+    const size_t slots = call->plan.segments * a->heads * call->plan.groups;
+    if (call->plan.cuts) {
+        lmk_parallel_for(slots, call->plan.threads, run_piece, call);
+        lmk_parallel_for(sequences_of(a) * a->heads, call->plan.threads, join_pieces, call);
+    }
+    lmk_parallel_for(slots, call->plan.threads, run_unit, call);
+}
+
+// MARK: Entry points
+
+static lmk_status check_workspace(const lmk_linear_attention *a, const void *workspace, size_t size,
+                                  lmk_error *error) {
+    const size_t needed = lmk_linear_attention_workspace_size(a);
+    if (size < needed) return lmk_fail_size(error, "workspace", needed, size);
+    if (!workspace) return lmk_fail_null(error, "workspace");
+    return LMK_OK;
+}
+
+static lmk_status check_results(const lmk_linear_attention *a,
+                                const lmk_linear_attention_results *r, lmk_error *error) {
+    if (r->o) {
+        const lmk_status status =
+            lmk_linear_attention_check_rows(a, TENSOR_NAMES(o), r->o, r->o_strides, a->heads,
+                                            a->value_dim, lmk_dtype_size(a->dtype), error);
+        if (status != LMK_OK) return status;
+    }
+    const int has_normalizers = r->final_normalizer || r->normalizers;
+    if (has_normalizers && !a->is_normalized)
+        return lmk_fail_conflict(error, "final_normalizer", "only with a normaliser");
+    if (a->is_bidirectional && (r->final_state || r->states || has_normalizers))
+        return lmk_fail_conflict(error, "final_state", "none in the bidirectional form");
+    if ((r->states || r->normalizers) && r->state_stride == 0)
+        return lmk_fail_size(error, "state_stride", 1, 0);
+    return LMK_OK;
+}
+
+lmk_status lmk_linear_attention_forward(const lmk_linear_attention *a,
+                                        const lmk_linear_attention_results *results,
+                                        void *workspace, size_t workspace_size, lmk_error *error) {
+    lmk_status status = lmk_linear_attention_check(a, results->o != 0, error);
+    if (status == LMK_OK) status = check_results(a, results, error);
+    if (status == LMK_OK) status = check_workspace(a, workspace, workspace_size, error);
+    if (status != LMK_OK) return status;
+    forward_call call = {.attention = a, .results = results};
+    run(&call, workspace);
+    return LMK_OK;
+}
+
+/// The product of the decays of a head's tokens.
+static void run_total_decay(void *context, size_t slot, unsigned worker) {
+    const forward_call *const call = context;
+    const lmk_linear_attention *const a = call->attention;
+    const size_t sequence = slot / a->heads;
+    const worker_memory memory = memory_of(call, worker);
+    const linear_head head =
+        lmk_linear_attention_head(a, 0, sequence, slot % a->heads, 0, 0, a->value_dim);
+    call->kernels->total_decay(&head, &memory.chunk, tokens_of(a, sequence),
+                               call->pieces + a->key_dim * slot);
+}
+
+lmk_status lmk_linear_attention_partial_state(const lmk_linear_attention *attention,
+                                              const lmk_linear_attention_piece *piece,
+                                              void *workspace, size_t workspace_size,
+                                              lmk_error *error) {
+    lmk_linear_attention a = *attention;
+    a.is_normalized = piece->normalizer != 0;
+    a.initial_state = a.initial_normalizer = 0;
+    a.bonus = 0;
+    lmk_status status = lmk_linear_attention_check(&a, 0, error);
+    if (status == LMK_OK && a.is_bidirectional)
+        status = lmk_fail_conflict(error, "is_bidirectional", "a state needs an order");
+    if (status == LMK_OK) status = check_workspace(&a, workspace, workspace_size, error);
+    if (status != LMK_OK) return status;
+    const lmk_linear_attention_results results = {.final_state = piece->state,
+                                                  .final_normalizer = piece->normalizer};
+    forward_call call = {.attention = &a, .results = &results};
+    if (piece->state || piece->normalizer) run(&call, workspace);
+    if (!piece->decay) return LMK_OK;
+    call.kernels = lmk_linear_attention_kernels();
+    call.plan = lmk_linear_plan(&a);
+    call.worker_floats = worker_floats_of(&a);
+    call.workers = (float *)lmk_round_up((uintptr_t)workspace, 64);
+    call.pieces = piece->decay;
+    lmk_parallel_for(sequences_of(&a) * a.heads, call.plan.threads, run_total_decay, &call);
+    return LMK_OK;
+}
+
+lmk_status lmk_linear_attention_combine(size_t states, size_t key_dim, size_t value_dim,
+                                        const lmk_linear_attention_piece *first,
+                                        const lmk_linear_attention_piece *second,
+                                        const lmk_linear_attention_piece *result,
+                                        lmk_error *error) {
+    size_t floats = states;
+    if (!lmk_multiply_size(&floats, key_dim) || !lmk_multiply_size(&floats, value_dim) ||
+        !lmk_multiply_size(&floats, sizeof(float)))
+        return lmk_fail_overflow(error, "states");
+    if (!second->decay || (result->decay && !first->decay)) return lmk_fail_null(error, "decay");
+    const struct {
+        const char *name;
+        const float *first, *second, *result;
+    } parts[] = {{"state", first->state, second->state, result->state},
+                 {"normalizer", first->normalizer, second->normalizer, result->normalizer}};
+    for (int i = 0; i < 2; i++) {
+        if (parts[i].result && (!parts[i].first || !parts[i].second))
+            return lmk_fail_null(error, parts[i].name);
+    }
+    const linear_attention_kernels *const kernels = lmk_linear_attention_kernels();
+    const size_t rows = states * key_dim;
+    if (result->state) {
+        kernels->combine(second->decay, first->state, second->state, rows, value_dim,
+                         result->state);
+    }
+    if (result->normalizer) {
+        kernels->combine(second->decay, first->normalizer, second->normalizer, rows, 1,
+                         result->normalizer);
+    }
+    for (size_t i = 0; result->decay && i < rows; i++)
+        result->decay[i] = first->decay[i] * second->decay[i];
+    return LMK_OK;
+}

@@ -1,0 +1,162 @@
+// The decays of a chunk, and the pairs of its tokens. Included inside a region.
+//
+// Decays are factors and their running products: nothing is divided, no sums of logarithms are
+// subtracted, so a factor of 0 is as good as any other.
+
+/// Lane i of x, and the lanes before it.
+LMK_INLINE i32x16 is_lane(size_t i) { return lane_numbers() == (i32x16)(int32_t)i; }
+LMK_INLINE i32x16 is_before(size_t i) { return lane_numbers() < (i32x16)(int32_t)i; }
+
+/// exp(log_decay) of each token, 1 for those that are not there.
+static void load_token_decays(const linear_head *head, size_t begin, size_t count, float *decay) {
+    float logarithms[CHUNK_TOKENS] = {0};
+    for (size_t i = 0; i < count; i++)
+        logarithms[i] = head->log_decay[head->log_decay_stride * (begin + i)];
+    store(decay, vexp(load(logarithms)));
+}
+
+/// The same per key, in panels, up to `tokens` of them.
+static void load_key_decays(const linear_head *head, size_t begin, size_t count, size_t tokens,
+ float *decay) {
+    const size_t key_dim = head->k.width, panels = panels_of(key_dim);
+    for (size_t i = 0; i < count; i++) {
+        const float *const row = head->log_decay + head->log_decay_stride * (begin + i);
+        for (size_t p = 0; p < panels; p++) {
+            store(decay + PANEL * p + LMK_LANES * i,
+                  vexp(load_row(row, LMK_FLOAT32, LMK_LANES * p, key_dim)));
+        }
+    }
+    for (size_t i = count; i < tokens; i++) {
+        for (size_t p = 0; p < panels; p++) store(decay + PANEL * p + LMK_LANES * i, splat(1));
+    }
+}
+
+/// read, write and total of a decay that dimensions share.
+static void spread_token_decays(const linear_chunk *c, int has_bonus, int reads) {
+    float before[CHUNK_TOKENS], after[CHUNK_TOKENS], product = 1;
+    for (size_t i = 0; i < CHUNK_TOKENS; i++) {
+        if (has_bonus) before[i] = product;
+        product *= c->decay[i];
+        if (!has_bonus) before[i] = product;
+    }
+    for (size_t p = 0; p < c->panels; p++) store(c->total + LMK_LANES * p, splat(product));
+    product = 1;
+    for (size_t i = CHUNK_TOKENS; i-- > 0;) {
+        after[i] = product;
+        product *= c->decay[i];
+    }
+    for (size_t p = 0; p < c->panels; p++) {
+        for (size_t i = 0; i < CHUNK_TOKENS; i++) {
+            const size_t at = PANEL * p + LMK_LANES * i;
+            if (reads) store(c->read + at, load(c->q + at) * before[i]);
+            store(c->write + at, load(c->k + at) * after[i]);
+        }
+    }
+}
+
+/// The same where each dimension has its own.
+static void spread_key_decays(const linear_chunk *c, int has_bonus, int reads) {
+    for (size_t p = 0; p < c->panels; p++) {
+        const float *const decay = c->decay + PANEL * p;
+        f32x16 product = splat(1);
+        for (size_t i = 0; i < CHUNK_TOKENS; i++) {
+            const size_t at = PANEL * p + LMK_LANES * i;
+            const f32x16 after = product * load(decay + LMK_LANES * i);
+            if (reads) store(c->read + at, load(c->q + at) * (has_bonus ? product : after));
+            product = after;
+        }
+        store(c->total + LMK_LANES * p, product);
+        product = splat(1);
+        for (size_t i = CHUNK_TOKENS; i-- > 0;) {
+            const size_t at = PANEL * p + LMK_LANES * i;
+            store(c->write + at, load(c->k + at) * product);
+            product = product * load(decay + LMK_LANES * i);
+        }
+    }
+}
+
+/// bonuses[i] = sum over dimensions of q[i] u k[i].
+static void multiply_bonus(const linear_chunk *c, const linear_head *head, float *bonuses) {
+    for (size_t i = 0; i < CHUNK_TOKENS; i++) {
+        f32x16 sum = splat(0);
+        for (size_t p = 0; p < c->panels; p++) {
+            const size_t at = PANEL * p + LMK_LANES * i;
+            const f32x16 u = load_row(head->bonus, LMK_FLOAT32, LMK_LANES * p, head->k.width);
+            const f32x16 uk = u * load(c->k + at);
+            sum = load(c->q + at) * uk + sum;
+        }
+        bonuses[i] = reduce_sum(sum);
+    }
+}
+
+/// Products of q and k become P: the decays between two tokens are those of the tokens after the
+/// first, up to the second, or with a bonus to the one before the second.
+static void decay_pairs(const linear_chunk *c, int has_bonus) {
+    f32x16 between = splat(0);
+    for (size_t i = 0; i < CHUNK_TOKENS; i++) {
+        float *const row = c->pairs + LMK_LANES * i;
+        const f32x16 after = between * c->decay[i];
+        if (!has_bonus) between = choose(is_lane(i), splat(1), after);
+        store(row, load(row) * between);
+        if (has_bonus) between = choose(is_lane(i), splat(1), after);
+    }
+}
+
+/// P with decays per key. k_transposed becomes k decayed to the chunk's end.
+static void multiply_key_pairs(const linear_chunk *c, int has_bonus) {
+    for (size_t row = 0; row < CHUNK_TOKENS; row += PAIR_ROWS) {
+        f32x16 sum[PAIR_ROWS];
+        LMK_UNROLL
+        for (int i = 0; i < PAIR_ROWS; i++) sum[i] = splat(0);
+        float *k = c->k_transposed;
+        for (size_t p = 0; p < c->panels; p++) {
+            const float *const q = c->q + PANEL * p + LMK_LANES * row,
+                        *const decay = c->decay + PANEL * p + LMK_LANES * row;
+            for (size_t d = 0; d < LMK_LANES; d++, k += LMK_LANES) {
+                f32x16 decayed = load(k);
+                LMK_UNROLL
+                for (int i = 0; i < PAIR_ROWS; i++) {
+                    const size_t at = LMK_LANES * (size_t)i + d;
+                    const i32x16 before = is_before(row + (size_t)i);
+                    if (has_bonus) sum[i] = splat(q[at]) * decayed + sum[i];
+                    decayed = choose(before, decayed * decay[at], decayed);
+                    if (!has_bonus) sum[i] = splat(q[at]) * decayed + sum[i];
+                }
+                if (PAIR_ROWS < CHUNK_TOKENS) store(k, decayed);
+            }
+        }
+        LMK_UNROLL
+        for (int i = 0; i < PAIR_ROWS; i++)
+            store(c->pairs + LMK_LANES * (row + (size_t)i), sum[i]);
+    }
+}
+
+/// Everything of a chunk that does not need the state. Without `reads`, what writes need.
+static void prepare_chunk(const linear_head *head, const linear_chunk *c, size_t begin,
+                          size_t count, int reads) {
+    const int has_bonus = head->bonus != 0;
+    float factors[CHUNK_TOKENS];
+    row_factors(&head->k, begin, count, head, 1, factors);
+    load_panels(&head->k, begin, count, CHUNK_TOKENS, factors, c->k);
+    if (reads) {
+        row_factors(&head->q, begin, count, head, head->scale, factors);
+        load_panels(&head->q, begin, count, CHUNK_TOKENS, factors, c->q);
+        transpose_panels(c->k, c->panels, c->k_transposed);
+    }
+    if (head->decay == LMK_DECAY_KEY) {
+        load_key_decays(head, begin, count, CHUNK_TOKENS, c->decay);
+        spread_key_decays(c, has_bonus, reads);
+        if (reads) multiply_key_pairs(c, has_bonus);
+    } else {
+        if (reads) multiply_pairs(c->q, c->k_transposed, c->panels, c->pairs);
+        if (head->decay != LMK_DECAY_NONE) {
+            load_token_decays(head, begin, count, c->decay);
+            spread_token_decays(c, has_bonus, reads);
+            if (reads) decay_pairs(c, has_bonus);
+        }
+    }
+    if (!reads || !has_bonus) return;
+    float bonuses[CHUNK_TOKENS];
+    multiply_bonus(c, head, bonuses);
+    for (size_t i = 0; i < CHUNK_TOKENS; i++) c->pairs[(LMK_LANES + 1) * i] = bonuses[i];
+}

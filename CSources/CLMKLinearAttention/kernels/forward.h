@@ -1,0 +1,137 @@
+// Chunks of tokens, one after the other, on a state in slices. Included inside a region.
+
+static void import_state(const float *from, size_t stride, size_t rows, size_t columns,
+                         float *state) {
+    const size_t padded = LMK_LANES * panels_of(rows);
+    for (size_t column = 0; column < columns; column += SLICE_LANES) {
+        const size_t lanes = slice_lanes(columns - column);
+        for (size_t row = 0; row < padded; row++, state += lanes) {
+            for (size_t j = 0; j < lanes; j += LMK_LANES) {
+                const size_t at = column + j;
+                const int is_there = from && row < rows && at < columns;
+                store(state + j, is_there ? load_row(from + stride * row, LMK_FLOAT32, at, columns)
+                                          : splat(0));
+            }
+        }
+    }
+}
+
+static void export_state(const float *state, size_t stride, size_t rows, size_t columns,
+                         float *to) {
+    const size_t padding = LMK_LANES * panels_of(rows) - rows;
+    for (size_t column = 0; column < columns; column += SLICE_LANES) {
+        const size_t lanes = slice_lanes(columns - column);
+        for (size_t row = 0; row < rows; row++, state += lanes) {
+            for (size_t j = 0; j < lanes && column + j < columns; j += LMK_LANES)
+                store_row(to + stride * row, LMK_FLOAT32, column + j, columns, load(state + j));
+        }
+        state += lanes * padding;
+    }
+}
+
+/// What divides each token's output: its query with z, and with the keys of the chunk.
+static void read_normalizer(const linear_chunk *c) {
+    for (size_t i = 0; i < CHUNK_TOKENS; i++) {
+        const f32x16 pairs = load(c->pairs + LMK_LANES * i);
+        f32x16 sum = choose(is_before(i + 1), pairs, splat(0));
+        for (size_t p = 0; p < c->panels; p++) {
+            const f32x16 q = load(c->read + PANEL * p + LMK_LANES * i);
+            sum = q * load(c->normalizer + LMK_LANES * p) + sum;
+        }
+        c->divisors[i] = reduce_sum(sum);
+    }
+}
+
+static void write_normalizer(const linear_chunk *c, int has_decay) {
+    for (size_t p = 0; p < c->panels; p++) {
+        f32x16 sum = load(c->normalizer + LMK_LANES * p);
+        if (has_decay) sum *= load(c->total + LMK_LANES * p);
+        for (size_t i = 0; i < CHUNK_TOKENS; i++) sum += load(c->write + PANEL * p + LMK_LANES * i);
+        store(c->normalizer + LMK_LANES * p, sum);
+    }
+}
+
+static void advance_chunk(const linear_head *head, const linear_chunk *c, size_t begin,
+                          size_t count, float *state) {
+    const int reads = head->o.data != 0, has_decay = head->decay != LMK_DECAY_NONE;
+    prepare_chunk(head, c, begin, count, reads);
+    if (reads && head->is_normalized) read_normalizer(c);
+    for (size_t column = 0; column < head->v.width; column += SLICE_LANES) {
+        const size_t lanes = slice_lanes(head->v.width - column);
+        load_slice(&head->v, begin, count, column, lanes, c->values);
+        if (reads) {
+            read_state(c->read, c->panels, state, lanes, MEET_EARLIER, c->pairs, c->values,
+                       c->outputs);
+            store_slice(&head->o, begin, count, column, lanes,
+                        head->is_normalized ? c->divisors : 0, c->outputs);
+        }
+        write_state(c->write, c->panels, c->values, lanes, has_decay ? c->total : 0, state);
+        state += LMK_LANES * c->panels * lanes;
+    }
+    if (head->is_normalized) write_normalizer(c, has_decay);
+}
+
+static void advance(const linear_head *head, const linear_chunk *c, size_t begin, size_t end,
+                    float *state) {
+    for (size_t t = begin; t < end; t += CHUNK_TOKENS) {
+        const size_t count = lmk_min(CHUNK_TOKENS, end - t), next = t + count,
+                     next_end = lmk_min(next + CHUNK_TOKENS, end);
+        fetch_rows(&head->k, next, next_end);
+        fetch_rows(&head->v, next, next_end);
+        if (head->o.data) fetch_rows(&head->q, next, next_end);
+        advance_chunk(head, c, t, count, state);
+    }
+}
+
+/// Bidirectional: no token meets another but through the state.
+static void look(const linear_head *head, const linear_chunk *c, size_t tokens,
+                 const float *state) {
+    for (size_t t = 0; t < tokens; t += CHUNK_TOKENS) {
+        const size_t count = lmk_min(CHUNK_TOKENS, tokens - t), next = t + count;
+        fetch_rows(&head->q, next, lmk_min(next + CHUNK_TOKENS, tokens));
+        float factors[CHUNK_TOKENS];
+        row_factors(&head->q, t, count, head, head->scale, factors);
+        load_panels(&head->q, t, count, CHUNK_TOKENS, factors, c->q);
+        if (head->is_normalized) {
+            for (size_t i = 0; i < PANEL; i += LMK_LANES) store(c->pairs + i, splat(0));
+            read_normalizer(c);
+        }
+        const float *slice = state;
+        for (size_t column = 0; column < head->o.width; column += SLICE_LANES) {
+            const size_t lanes = slice_lanes(head->o.width - column);
+            read_state(c->read, c->panels, slice, lanes, MEET_NONE, 0, c->values, c->outputs);
+            store_slice(&head->o, t, count, column, lanes,
+                        head->is_normalized ? c->divisors : 0, c->outputs);
+            slice += LMK_LANES * c->panels * lanes;
+        }
+    }
+}
+
+static void total_decay(const linear_head *head, const linear_chunk *c, size_t tokens,
+                        float *total) {
+    const size_t key_dim = head->k.width;
+    for (size_t d = 0; d < key_dim; d++) total[d] = 1;
+    if (head->decay == LMK_DECAY_NONE) return;
+    for (size_t t = 0; t < tokens; t += CHUNK_TOKENS) {
+        const size_t count = lmk_min(CHUNK_TOKENS, tokens - t);
+        if (head->decay == LMK_DECAY_KEY) load_key_decays(head, t, count, count, c->decay);
+        else load_token_decays(head, t, count, c->decay);
+        const size_t of_dim = head->decay == LMK_DECAY_KEY;
+        for (size_t d = 0; d < key_dim; d++) {
+            for (size_t i = 0; i < count; i++) {
+                total[d] *= of_dim ? c->decay[PANEL * (d / LMK_LANES) + LMK_LANES * i + d % LMK_LANES]
+                                   : c->decay[i];
+            }
+        }
+    }
+}
+
+static void combine(const float *decay, const float *first, const float *second, size_t rows,
+                    size_t columns, float *to) {
+    for (size_t d = 0; d < rows; d++) {
+        for (size_t e = 0; e < columns; e++) {
+            const size_t at = columns * d + e;
+            to[at] = first[at] * decay[d] + second[at];
+        }
+    }
+}

@@ -1,0 +1,153 @@
+// Rows of tokens between their tensors and panels. Included inside a region.
+
+/// 16 elements of a row from `at` on, those past its width zero.
+LMK_INLINE f32x16 load_row(const void *row, lmk_dtype dtype, size_t at, size_t width) {
+    return at + LMK_LANES <= width ? load_as(row, dtype, at)
+                                   : load_first_as(row, dtype, at, width - at);
+}
+
+LMK_INLINE void store_row(void *row, lmk_dtype dtype, size_t at, size_t width, f32x16 x) {
+    if (at + LMK_LANES <= width) store_as(row, dtype, at, x);
+    else store_first_as(row, dtype, at, x, width - at);
+}
+
+LMK_INLINE size_t dtype_bytes(lmk_dtype dtype) { return dtype == LMK_FLOAT32 ? 4 : 2; }
+
+/// Fetches the rows of the chunk that comes next.
+LMK_INLINE void fetch_rows(const token_rows *x, size_t begin, size_t end) {
+    const size_t bytes = dtype_bytes(x->dtype);
+    for (size_t t = begin; t < end; t++) {
+        const char *const row = (const char *)x->data + bytes * x->stride * t;
+        for (size_t at = 0; at < bytes * x->width; at += 64) __builtin_prefetch(row + at);
+    }
+}
+
+/// Tokens begin ..< begin + count, at most 16, with dimension 16 p + d of the i-th at
+/// to[256 p + 16 i + d], multiplied with factors[i]; zero for tokens count ..< tokens.
+LMK_INLINE void load_panels_as(const token_rows *x, lmk_dtype dtype, size_t begin, size_t count,
+                               size_t tokens, const float *factors, float *to) {
+    const size_t width = x->width, bytes = dtype_bytes(dtype), panels = panels_of(width);
+    for (size_t i = 0; i < count; i++) {
+        const char *const row = (const char *)x->data + bytes * x->stride * (begin + i);
+        const float factor = factors[i];
+        for (size_t p = 0; p < panels; p++) {
+            store(to + PANEL * p + LMK_LANES * i,
+                  load_row(row, dtype, LMK_LANES * p, width) * factor);
+        }
+    }
+    for (size_t i = count; i < tokens; i++) {
+        for (size_t p = 0; p < panels; p++) store(to + PANEL * p + LMK_LANES * i, splat(0));
+    }
+}
+
+static void load_panels(const token_rows *x, size_t begin, size_t count, size_t tokens,
+                        const float *factors, float *to) {
+    switch (x->dtype) {
+    case LMK_FLOAT32: load_panels_as(x, LMK_FLOAT32, begin, count, tokens, factors, to); break;
+    case LMK_BFLOAT16: load_panels_as(x, LMK_BFLOAT16, begin, count, tokens, factors, to); break;
+    case LMK_FLOAT16: load_panels_as(x, LMK_FLOAT16, begin, count, tokens, factors, to); break;
+    }
+}
+
+LMK_INLINE void inverse_lengths_as(const token_rows *x, lmk_dtype dtype, size_t begin,
+                                   size_t count, float epsilon, float scale, float *factors) {
+    float sums[CHUNK_TOKENS] = {0};
+    for (size_t i = 0; i < count; i++) {
+        const char *const row =
+            (const char *)x->data + dtype_bytes(dtype) * x->stride * (begin + i);
+        f32x16 sum = splat(0);
+        for (size_t at = 0; at < x->width; at += LMK_LANES) {
+            const f32x16 part = load_row(row, dtype, at, x->width);
+            sum = part * part + sum;
+        }
+        sums[i] = reduce_sum(sum);
+    }
+    store(factors, scale / __builtin_elementwise_sqrt(load(sums) + epsilon));
+}
+
+/// factors[i] = scale / |x_i|, or scale itself where rows are taken as they are.
+static void row_factors(const token_rows *x, size_t begin, size_t count, const linear_head *head,
+                        float scale, float factors[CHUNK_TOKENS]) {
+    if (!head->has_unit_length) {
+        store(factors, splat(scale));
+        return;
+    }
+    const float epsilon = head->epsilon;
+    switch (x->dtype) {
+    case LMK_FLOAT32:
+        inverse_lengths_as(x, LMK_FLOAT32, begin, count, epsilon, scale, factors);
+        break;
+    case LMK_BFLOAT16:
+        inverse_lengths_as(x, LMK_BFLOAT16, begin, count, epsilon, scale, factors);
+        break;
+    case LMK_FLOAT16:
+        inverse_lengths_as(x, LMK_FLOAT16, begin, count, epsilon, scale, factors);
+        break;
+    }
+}
+
+LMK_INLINE void load_slice_as(const token_rows *x, lmk_dtype dtype, size_t begin, size_t count,
+                              size_t column, size_t lanes, float *to) {
+    for (size_t i = 0; i < count; i++) {
+        const char *const row =
+            (const char *)x->data + dtype_bytes(dtype) * x->stride * (begin + i);
+        for (size_t j = 0; j < lanes; j += LMK_LANES) {
+            const size_t at = column + j;
+            store(to + lanes * i + j,
+                  at < x->width ? load_row(row, dtype, at, x->width) : splat(0));
+        }
+    }
+    for (size_t i = lanes * count; i < lanes * CHUNK_TOKENS; i += LMK_LANES)
+        store(to + i, splat(0));
+}
+
+/// Columns column ..< column + lanes of tokens begin ..< begin + count, [16][lanes]; what is not
+/// there is zero.
+static void load_slice(const token_rows *x, size_t begin, size_t count, size_t column, size_t lanes,
+                       float *to) {
+    switch (x->dtype) {
+    case LMK_FLOAT32: load_slice_as(x, LMK_FLOAT32, begin, count, column, lanes, to); break;
+    case LMK_BFLOAT16: load_slice_as(x, LMK_BFLOAT16, begin, count, column, lanes, to); break;
+    case LMK_FLOAT16: load_slice_as(x, LMK_FLOAT16, begin, count, column, lanes, to); break;
+    }
+}
+
+LMK_INLINE void store_slice_as(const token_rows_out *x, lmk_dtype dtype, size_t begin,
+                               size_t count, size_t column, size_t lanes, const float *divisors,
+                               const float *from) {
+    for (size_t i = 0; i < count; i++) {
+        char *const row = (char *)x->data + dtype_bytes(dtype) * x->stride * (begin + i);
+        for (size_t j = 0; j < lanes && column + j < x->width; j += LMK_LANES) {
+            const f32x16 y = load(from + lanes * i + j);
+            store_row(row, dtype, column + j, x->width, divisors ? y / divisors[i] : y);
+        }
+    }
+}
+
+/// Back to their tensor, divided by divisors[i] where there are some.
+static void store_slice(const token_rows_out *x, size_t begin, size_t count, size_t column,
+                        size_t lanes, const float *divisors, const float *from) {
+    switch (x->dtype) {
+    case LMK_FLOAT32:
+        store_slice_as(x, LMK_FLOAT32, begin, count, column, lanes, divisors, from);
+        break;
+    case LMK_BFLOAT16:
+        store_slice_as(x, LMK_BFLOAT16, begin, count, column, lanes, divisors, from);
+        break;
+    case LMK_FLOAT16:
+        store_slice_as(x, LMK_FLOAT16, begin, count, column, lanes, divisors, from);
+        break;
+    }
+}
+
+/// [panel][token][16] to [panel][16][token].
+static void transpose_panels(const float *x, size_t panels, float *to) {
+    for (size_t p = 0; p < panels; p++, x += PANEL, to += PANEL) {
+        for (size_t half = 0; half < 2; half++) {
+            f32x16 rows[8];
+            LMK_UNROLL
+            for (int i = 0; i < 8; i++) rows[i] = load(x + LMK_LANES * (8 * half + (size_t)i));
+            transpose_lanes(rows, 8, to + 8 * half, LMK_LANES);
+        }
+    }
+}

@@ -1,0 +1,108 @@
+#include "plan.h"
+
+/// Multiply-adds below which a call stays on its thread.
+#define SERIAL_WORK ((size_t)1 << 17)
+
+/// Tokens from which chunks are faster than the recurrence; CONTRIBUTING.md has the figures.
+#define CHUNKED_TOKENS 8
+
+/// Tokens below which no sequence is cut, and of the shortest segments.
+#define SEGMENT_TOKENS 1024
+/// Pieces of work, value slices included, from which no sequence needs to be cut, and that cutting
+/// aims at.
+#define ENOUGH_PIECES 16
+#define WANTED_PIECES 32
+
+size_t lmk_linear_chunk_floats(size_t key_dim) {
+    const size_t panels = panels_of(key_dim);
+    return 6 * PANEL * panels + 2 * CHUNK_TOKENS * panels + PANEL + 2 * CHUNK_TOKENS * SLICE_LANES +
+           CHUNK_TOKENS;
+}
+
+linear_chunk lmk_linear_chunk(const lmk_linear_attention *a, float *memory) {
+    const size_t panels = panels_of(a->key_dim), matrix = PANEL * panels;
+    linear_chunk c = {.panels = panels};
+    float **const matrices[] = {&c.q, &c.k, &c.k_transposed, &c.read, &c.write, &c.decay};
+    for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++, memory += matrix)
+        *matrices[i] = memory;
+    c.total = memory;
+    memory += CHUNK_TOKENS * panels;
+    c.normalizer = memory;
+    memory += CHUNK_TOKENS * panels;
+    c.pairs = memory;
+    memory += PANEL;
+    c.values = memory;
+    memory += CHUNK_TOKENS * SLICE_LANES;
+    c.outputs = memory;
+    memory += CHUNK_TOKENS * SLICE_LANES;
+    c.divisors = memory;
+    if (a->decay == LMK_DECAY_NONE) {
+        c.read = c.q;
+        c.write = c.k;
+    }
+    return c;
+}
+
+int lmk_linear_is_chunked(const lmk_linear_attention *a, size_t tokens) {
+    if (a->is_bidirectional) return 1;
+    if (a->form == LMK_LINEAR_ATTENTION_AUTOMATIC) return tokens >= CHUNKED_TOKENS;
+    return a->form == LMK_LINEAR_ATTENTION_CHUNKED;
+}
+
+/// Cuts sequences whose states are too few to keep many cores busy.
+static void cut_sequences(const lmk_linear_attention *a, linear_plan *plan) {
+    const size_t sequences = sequences_of(a);
+    plan->segments = sequences;
+    const size_t pieces = sequences * a->heads * lmk_divide_up(a->value_dim, SLICE_LANES);
+    if (pieces == 0 || pieces >= ENOUGH_PIECES) return;
+    size_t longest = 0;
+    for (size_t n = 0; n < sequences; n++) longest = lmk_max(longest, tokens_of(a, n));
+    if (longest < 2 * SEGMENT_TOKENS || !lmk_linear_is_chunked(a, longest)) return;
+    const size_t wanted = lmk_divide_up(longest, WANTED_PIECES / pieces);
+    plan->cuts = 1;
+    plan->segment_tokens = lmk_round_up(lmk_max(wanted, SEGMENT_TOKENS), CHUNK_TOKENS);
+    plan->segments = 0;
+    for (size_t n = 0; n < sequences; n++) {
+        plan->first_segment[n] = plan->segments;
+        plan->segments +=
+            lmk_max(1, lmk_divide_up(tokens_of(a, n), plan->segment_tokens));
+    }
+    plan->first_segment[sequences] = plan->segments;
+}
+
+linear_plan lmk_linear_plan(const lmk_linear_attention *a) {
+    linear_plan plan = {.threads = lmk_thread_count(a->threads), .groups = 1};
+    cut_sequences(a, &plan);
+    const size_t slices = lmk_divide_up(a->value_dim, SLICE_LANES);
+    const size_t rows = a->batch * a->tokens;
+    // Far from overflow: the states of all heads fit in memory.
+    if (rows < SERIAL_WORK && rows * a->heads * a->key_dim * a->value_dim < SERIAL_WORK)
+        plan.threads = 1;
+    const size_t units = lmk_max(1, plan.segments * a->heads);
+    if (plan.threads > 1 && units < 2 * (size_t)plan.threads)
+        plan.groups = lmk_min(slices, lmk_divide_up(2 * (size_t)plan.threads, units));
+    const size_t group_slices = lmk_divide_up(slices, plan.groups);
+    plan.group_columns = SLICE_LANES * group_slices;
+    plan.groups = lmk_divide_up(slices, group_slices);
+    return plan;
+}
+
+linear_segment lmk_linear_segment(const lmk_linear_attention *a, const linear_plan *plan,
+                                  size_t index) {
+    if (!plan->cuts) {
+        return (linear_segment){.sequence = index,
+                                .index = index,
+                                .end = tokens_of(a, index),
+                                .is_first = 1,
+                                .is_last = 1};
+    }
+    size_t n = 0;
+    while (plan->first_segment[n + 1] <= index) n++;
+    const size_t tokens = tokens_of(a, n), begin = plan->segment_tokens * (index - plan->first_segment[n]);
+    return (linear_segment){.sequence = n,
+                            .index = index,
+                            .begin = begin,
+                            .end = lmk_min(begin + plan->segment_tokens, tokens),
+                            .is_first = index == plan->first_segment[n],
+                            .is_last = index + 1 == plan->first_segment[n + 1]};
+}

@@ -1,0 +1,43 @@
+// How a call of linear attention is cut into pieces of work, and its workspace.
+#ifndef LMK_LINEAR_ATTENTION_PLAN_H
+#define LMK_LINEAR_ATTENTION_PLAN_H
+
+#include "problem.h"
+
+/// Floats that a chunk's matrices take.
+size_t lmk_linear_chunk_floats(size_t key_dim);
+linear_chunk lmk_linear_chunk(const lmk_linear_attention *a, float *memory);
+
+/// Most sequences that are cut into segments: with more, whole ones keep every thread busy.
+#define CUT_SEQUENCES 15
+
+/// Sequences, segments of them and groups of value columns. Segments are a matter of shape, because
+/// sums over them are combined; groups are not, because columns do not meet.
+typedef struct linear_plan {
+    unsigned threads;
+    /// Pieces of a sequence that run side by side: their states are found first.
+    int cuts;
+    size_t segment_tokens;
+    /// Segments before those of each sequence, where it cuts.
+    size_t first_segment[CUT_SEQUENCES + 1];
+    /// Of all sequences together; one for each where it does not cut.
+    size_t segments;
+    /// Groups of value columns, each of `group_columns` or what is left.
+    size_t groups, group_columns;
+} linear_plan;
+
+linear_plan lmk_linear_plan(const lmk_linear_attention *a);
+
+/// One piece of work: tokens begin ..< end of a sequence.
+typedef struct linear_segment {
+    size_t sequence, index, begin, end;
+    int is_first, is_last;
+} linear_segment;
+
+linear_segment lmk_linear_segment(const lmk_linear_attention *a, const linear_plan *plan,
+                                  size_t index);
+
+/// Whether a sequence of this length is computed in chunks.
+int lmk_linear_is_chunked(const lmk_linear_attention *a, size_t tokens);
+
+#endif
