@@ -6,7 +6,8 @@ typedef struct forward_call {
     const lmk_linear_attention_results *results;
     const linear_attention_kernels *kernels;
     linear_plan plan;
-    /// Memory of each worker: a chunk, and two states with their normalisers.
+    /// Memory of each worker: a chunk, the states of a unit's heads with their normalisers, and one
+    /// more.
     float *workers;
     size_t worker_floats, state_floats;
     /// What each segment does to the state of each head, [segments, heads]: decay [key_dim],
@@ -15,11 +16,15 @@ typedef struct forward_call {
     size_t piece_floats;
 } forward_call;
 
-/// Columns column ..< column + columns of the values of a head of a segment.
+/// Columns column ..< column + columns of the values of some heads of a segment.
 typedef struct forward_unit {
     linear_segment segment;
-    size_t head, column, columns;
+    size_t head, heads, column, columns;
 } forward_unit;
+
+/// Tokens that one head takes before the next one does: its state is in L1 meanwhile, and the rows
+/// of all heads, which follow each other in memory, are read while their pages are known.
+#define BLOCK_TOKENS ((size_t)64)
 
 /// Floats apart, so that workers do not share a line.
 static size_t spaced(size_t floats) { return lmk_round_up(floats, 32); }
@@ -32,8 +37,9 @@ static size_t worker_state_floats(const lmk_linear_attention *a) {
     return spaced(state_floats(a->key_dim, a->value_dim) + normalizer_floats(a));
 }
 
-static size_t worker_floats_of(const lmk_linear_attention *a) {
-    return spaced(lmk_linear_chunk_floats(a->key_dim)) + 2 * worker_state_floats(a);
+static size_t worker_floats_of(const lmk_linear_attention *a, const linear_plan *plan) {
+    return spaced(lmk_linear_chunk_floats(a)) +
+           (plan->unit_heads + 1) * worker_state_floats(a);
 }
 
 static size_t piece_floats_of(const lmk_linear_attention *a) {
@@ -43,7 +49,7 @@ static size_t piece_floats_of(const lmk_linear_attention *a) {
 size_t lmk_linear_attention_workspace_size(const lmk_linear_attention *a) {
     if (lmk_linear_attention_check(a, 0, 0) != LMK_OK) return 0;
     const linear_plan plan = lmk_linear_plan(a);
-    size_t floats = plan.threads * worker_floats_of(a);
+    size_t floats = plan.threads * worker_floats_of(a, &plan);
     if (plan.cuts) floats += plan.segments * a->heads * piece_floats_of(a);
     return sizeof(float) * floats + 64;
 }
@@ -51,14 +57,24 @@ size_t lmk_linear_attention_workspace_size(const lmk_linear_attention *a) {
 static forward_unit unit_of(const forward_call *call, size_t slot) {
     const linear_plan *const plan = &call->plan;
     const lmk_linear_attention *const a = call->attention;
+    const size_t units = lmk_divide_up(a->heads, plan->unit_heads);
     const size_t group = slot % plan->groups, rest = slot / plan->groups,
-                 column = plan->group_columns * group;
+                 column = plan->group_columns * group, head = plan->unit_heads * (rest % units);
     return (forward_unit){
-        .segment = lmk_linear_segment(a, plan, rest / a->heads),
-        .head = rest % a->heads,
+        .segment = lmk_linear_segment(a, plan, rest / units),
+        .head = head,
+        .heads = lmk_min(plan->unit_heads, a->heads - head),
         .column = column,
         .columns = lmk_min(plan->group_columns, a->value_dim - column),
     };
+}
+
+/// Head `i` of a unit alone.
+static forward_unit head_of_unit(const forward_unit *u, size_t i) {
+    forward_unit one = *u;
+    one.head += i;
+    one.heads = 1;
+    return one;
 }
 
 static linear_head head_of(const forward_call *call, const forward_unit *u, int reads) {
@@ -83,21 +99,23 @@ static float *piece_state(const forward_call *call, float *piece) {
     return piece + 2 * call->attention->key_dim;
 }
 
-/// A worker's state, with its normaliser behind it.
+/// A worker's memory while it works on head `i` of its unit: the normaliser lies behind the state.
 typedef struct worker_memory {
     linear_chunk chunk;
     float *state, *other_state;
 } worker_memory;
 
-static worker_memory memory_of(const forward_call *call, unsigned worker) {
-    float *const memory = call->workers + call->worker_floats * worker;
-    const size_t key_dim = call->attention->key_dim,
-                 chunk = spaced(lmk_linear_chunk_floats(key_dim));
-    return (worker_memory){
-        .chunk = lmk_linear_chunk(call->attention, memory),
-        .state = memory + chunk,
-        .other_state = memory + chunk + worker_state_floats(call->attention),
+static worker_memory memory_of(const forward_call *call, unsigned worker, size_t i) {
+    const lmk_linear_attention *const a = call->attention;
+    float *const memory = call->workers + call->worker_floats * worker,
+                 *const states = memory + spaced(lmk_linear_chunk_floats(a));
+    worker_memory result = {
+        .chunk = lmk_linear_chunk(a, memory),
+        .state = states + worker_state_floats(a) * (i + 1),
+        .other_state = states,
     };
+    result.chunk.normalizer = result.state + state_floats(a->key_dim, a->value_dim);
+    return result;
 }
 
 static void copy(float *to, const float *from, size_t count) {
@@ -199,24 +217,42 @@ static size_t advance_to_stop(const forward_call *call, const forward_unit *u,
 
 // MARK: Units of work
 
-static void run_chunks(const forward_call *call, const forward_unit *u,
-                       const worker_memory *memory) {
+/// A block of one head, with the states at its stops.
+static void advance_block(const forward_call *call, const forward_unit *u,
+                          const worker_memory *memory, size_t block, size_t block_end) {
     const linear_head head = head_of(call, u, 1);
-    const size_t begin = u->segment.begin, end = u->segment.end,
-                 stride = call->results->state_stride, heads = call->attention->heads;
-    import_start(call, u, start_of(call, u), memory);
-    size_t done = begin;
-    const size_t first = has_states(call) ? first_state(call, u) : 0;
-    for (size_t at = begin; has_states(call) && at / stride < end / stride;) {
-        const size_t stop = next_stop(call, at, end);
-        done = advance_to_stop(call, u, memory, &head, done, stop,
-                               first + heads * (stop / stride - 1));
+    const size_t stride = call->results->state_stride, begin = u->segment.begin;
+    size_t done = block;
+    for (size_t at = block; has_states(call) && at / stride < block_end / stride;) {
+        const size_t stop = next_stop(call, at, block_end);
+        const size_t index =
+            first_state(call, u) + call->attention->heads * (stop / stride - 1);
+        done = advance_to_stop(call, u, memory, &head, done, stop, index);
         at = stop;
     }
-    call->kernels->advance(&head, &memory->chunk, done - begin, end - begin, memory->state);
-    if (!u->segment.is_last) return;
-    export_to(call, u, memory->state, memory->chunk.normalizer, state_index(call, u),
-              call->results->final_state, call->results->final_normalizer);
+    call->kernels->advance(&head, &memory->chunk, done - begin, block_end - begin, memory->state);
+}
+
+static void run_chunks(const forward_call *call, const forward_unit *unit, unsigned worker) {
+    for (size_t i = 0; i < unit->heads; i++) {
+        const forward_unit u = head_of_unit(unit, i);
+        const worker_memory memory = memory_of(call, worker, i);
+        import_start(call, &u, start_of(call, &u), &memory);
+    }
+    const size_t end = unit->segment.end;
+    for (size_t block = unit->segment.begin; block < end; block += BLOCK_TOKENS) {
+        for (size_t i = 0; i < unit->heads; i++) {
+            const forward_unit u = head_of_unit(unit, i);
+            const worker_memory memory = memory_of(call, worker, i);
+            advance_block(call, &u, &memory, block, lmk_min(block + BLOCK_TOKENS, end));
+        }
+    }
+    for (size_t i = 0; unit->segment.is_last && i < unit->heads; i++) {
+        const forward_unit u = head_of_unit(unit, i);
+        const worker_memory memory = memory_of(call, worker, i);
+        export_to(call, &u, memory.state, memory.chunk.normalizer, state_index(call, &u),
+                  call->results->final_state, call->results->final_normalizer);
+    }
 }
 
 static void run_steps(const forward_call *call, const forward_unit *u,
@@ -298,35 +334,41 @@ static void run_both_ways(const forward_call *call, const forward_unit *u,
 
 static void run_unit(void *context, size_t slot, unsigned worker) {
     const forward_call *const call = context;
-    const forward_unit u = unit_of(call, slot);
-    const size_t tokens = u.segment.end - u.segment.begin;
-    if (tokens == 0) {
-        pass_on(call, &u);
+    const lmk_linear_attention *const a = call->attention;
+    const forward_unit unit = unit_of(call, slot);
+    const size_t tokens = tokens_of(a, unit.segment.sequence);
+    if (tokens > 0 && !a->is_bidirectional && lmk_linear_is_chunked(a, tokens)) {
+        run_chunks(call, &unit, worker);
         return;
     }
-    const worker_memory memory = memory_of(call, worker);
-    if (call->attention->is_bidirectional) run_both_ways(call, &u, &memory);
-    else if (lmk_linear_is_chunked(call->attention, tokens_of(call->attention, u.segment.sequence)))
-        run_chunks(call, &u, &memory);
-    else run_steps(call, &u, &memory);
+    for (size_t i = 0; i < unit.heads; i++) {
+        const forward_unit u = head_of_unit(&unit, i);
+        const worker_memory memory = memory_of(call, worker, 0);
+        if (tokens == 0) pass_on(call, &u);
+        else if (a->is_bidirectional) run_both_ways(call, &u, &memory);
+        else run_steps(call, &u, &memory);
+    }
 }
 
 // MARK: Segments
 
-/// What a segment does to the state.
+/// What a segment does to the states of a unit's heads.
 static void run_piece(void *context, size_t slot, unsigned worker) {
     const forward_call *const call = context;
-    const forward_unit u = unit_of(call, slot);
-    if (u.segment.is_last && !call->attention->is_bidirectional) return;
-    const worker_memory memory = memory_of(call, worker);
-    const linear_head head = head_of(call, &u, 0);
-    const size_t tokens = u.segment.end - u.segment.begin;
-    import_start(call, &u, (state_start){0}, &memory);
-    call->kernels->advance(&head, &memory.chunk, 0, tokens, memory.state);
-    float *const piece = piece_of(call, u.segment.index, u.head);
-    export_to(call, &u, memory.state, memory.chunk.normalizer, 0, piece_state(call, piece),
-              piece_normalizer(call, piece));
-    if (u.column == 0) call->kernels->total_decay(&head, &memory.chunk, tokens, piece);
+    const forward_unit unit = unit_of(call, slot);
+    if (unit.segment.is_last && !call->attention->is_bidirectional) return;
+    const size_t tokens = unit.segment.end - unit.segment.begin;
+    for (size_t i = 0; i < unit.heads; i++) {
+        const forward_unit u = head_of_unit(&unit, i);
+        const worker_memory memory = memory_of(call, worker, 0);
+        const linear_head head = head_of(call, &u, 0);
+        import_start(call, &u, (state_start){0}, &memory);
+        call->kernels->advance(&head, &memory.chunk, 0, tokens, memory.state);
+        float *const piece = piece_of(call, u.segment.index, u.head);
+        export_to(call, &u, memory.state, memory.chunk.normalizer, 0, piece_state(call, piece),
+                  piece_normalizer(call, piece));
+        if (u.column == 0) call->kernels->total_decay(&head, &memory.chunk, tokens, piece);
+    }
 }
 
 /// From what segments do to the state to the state at the end of each, in order.
@@ -336,7 +378,7 @@ static void join_pieces(void *context, size_t slot, unsigned worker) {
     const lmk_linear_attention *const a = call->attention;
     const size_t sequence = slot / a->heads, head = slot % a->heads;
     const size_t *const first = call->plan.first_segment + sequence;
-    forward_unit u = {.segment = {.sequence = sequence, .is_first = 1}, .head = head};
+    forward_unit u = {.segment = {.sequence = sequence}, .head = head};
     for (size_t s = first[0]; s < first[1]; s++) {
         if (s + 1 == first[1] && !a->is_bidirectional) break;
         float *const piece = piece_of(call, s, head), *const state = piece_state(call, piece),
@@ -355,11 +397,11 @@ static void run(forward_call *call, void *workspace) {
     const lmk_linear_attention *const a = call->attention;
     call->kernels = lmk_linear_attention_kernels();
     call->plan = lmk_linear_plan(a);
-    call->worker_floats = worker_floats_of(a);
+    call->worker_floats = worker_floats_of(a, &call->plan);
     call->piece_floats = piece_floats_of(a);
     call->workers = (float *)lmk_round_up((uintptr_t)workspace, 64);
     call->pieces = call->workers + call->plan.threads * call->worker_floats;
-    const size_t slots = call->plan.segments * a->heads * call->plan.groups;
+    const size_t slots = call->plan.segments * lmk_divide_up(a->heads, call->plan.unit_heads) * call->plan.groups;
     if (call->plan.cuts) {
         lmk_parallel_for(slots, call->plan.threads, run_piece, call);
         lmk_parallel_for(sequences_of(a) * a->heads, call->plan.threads, join_pieces, call);
@@ -412,7 +454,7 @@ static void run_total_decay(void *context, size_t slot, unsigned worker) {
     const forward_call *const call = context;
     const lmk_linear_attention *const a = call->attention;
     const size_t sequence = slot / a->heads;
-    const worker_memory memory = memory_of(call, worker);
+    const worker_memory memory = memory_of(call, worker, 0);
     const linear_head head =
         lmk_linear_attention_head(a, 0, sequence, slot % a->heads, 0, 0, a->value_dim);
     call->kernels->total_decay(&head, &memory.chunk, tokens_of(a, sequence),
@@ -439,7 +481,7 @@ lmk_status lmk_linear_attention_partial_state(const lmk_linear_attention *attent
     if (!piece->decay) return LMK_OK;
     call.kernels = lmk_linear_attention_kernels();
     call.plan = lmk_linear_plan(&a);
-    call.worker_floats = worker_floats_of(&a);
+    call.worker_floats = worker_floats_of(&a, &call.plan);
     call.workers = (float *)lmk_round_up((uintptr_t)workspace, 64);
     call.pieces = piece->decay;
     lmk_parallel_for(sequences_of(&a) * a.heads, call.plan.threads, run_total_decay, &call);

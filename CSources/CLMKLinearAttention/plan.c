@@ -13,33 +13,51 @@
 #define ENOUGH_PIECES 16
 #define WANTED_PIECES 32
 
-size_t lmk_linear_chunk_floats(size_t key_dim) {
-    const size_t panels = panels_of(key_dim);
-    return 6 * PANEL * panels + 2 * CHUNK_TOKENS * panels + PANEL + 2 * CHUNK_TOKENS * SLICE_LANES +
-           CHUNK_TOKENS;
+/// Bytes of the states that a worker goes back and forth between.
+#define UNIT_STATE_BYTES ((size_t)256 << 10)
+
+/// Between the matrices of a chunk, so that none lies a multiple of 4 KB from another.
+#define STAGGER ((size_t)48)
+
+/// Panels that the tiles of one chunk go through while they read the state.
+static size_t fetches_of(const lmk_linear_attention *a) {
+    return panels_of(a->key_dim) * panels_of(lmk_round_up(a->value_dim, SLICE_LANES)) *
+           (CHUNK_TOKENS / READ_ROWS_MIN);
+}
+
+size_t lmk_linear_chunk_floats(const lmk_linear_attention *a) {
+    const size_t panels = panels_of(a->key_dim);
+    return 4 * (PANEL * panels + STAGGER) + 2 * CHUNK_TOKENS * panels + PANEL +
+           2 * CHUNK_TOKENS * SLICE_LANES + CHUNK_TOKENS +
+           sizeof(fetch_column) / sizeof(float) * fetches_of(a);
 }
 
 linear_chunk lmk_linear_chunk(const lmk_linear_attention *a, float *memory) {
-    const size_t panels = panels_of(a->key_dim), matrix = PANEL * panels;
+    const size_t panels = panels_of(a->key_dim);
     linear_chunk c = {.panels = panels};
-    float **const matrices[] = {&c.q, &c.k, &c.k_transposed, &c.read, &c.write, &c.decay};
-    for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++, memory += matrix)
-        *matrices[i] = memory;
-    c.total = memory;
-    memory += CHUNK_TOKENS * panels;
-    c.normalizer = memory;
-    memory += CHUNK_TOKENS * panels;
-    c.pairs = memory;
-    memory += PANEL;
-    c.values = memory;
-    memory += CHUNK_TOKENS * SLICE_LANES;
-    c.outputs = memory;
-    memory += CHUNK_TOKENS * SLICE_LANES;
-    c.divisors = memory;
-    if (a->decay == LMK_DECAY_NONE) {
-        c.read = c.q;
-        c.write = c.k;
+    const struct {
+        float **matrix;
+        size_t floats;
+    } parts[] = {
+        {&c.q, PANEL * panels + STAGGER},
+        {&c.k, PANEL * panels + STAGGER},
+        {&c.k_transposed, PANEL * panels + STAGGER},
+        {&c.decay, PANEL * panels + STAGGER},
+        {&c.total, CHUNK_TOKENS * panels},
+        {&c.normalizer, CHUNK_TOKENS * panels},
+        {&c.pairs, PANEL},
+        {&c.values, CHUNK_TOKENS * SLICE_LANES},
+        {&c.outputs, CHUNK_TOKENS * SLICE_LANES},
+        {&c.divisors, CHUNK_TOKENS},
+    };
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        *parts[i].matrix = memory;
+        memory += parts[i].floats;
     }
+    c.fetch = (fetch_column *)(void *)memory;
+    c.fetches = fetches_of(a);
+    c.read = c.q;
+    c.write = c.k;
     return c;
 }
 
@@ -81,6 +99,14 @@ linear_plan lmk_linear_plan(const lmk_linear_attention *a) {
     const size_t units = lmk_max(1, plan.segments * a->heads);
     if (plan.threads > 1 && units < 2 * (size_t)plan.threads)
         plan.groups = lmk_min(slices, lmk_divide_up(2 * (size_t)plan.threads, units));
+    // States that stay in L2, and pieces enough for each thread.
+    const size_t state_bytes = sizeof(float) * state_floats(a->key_dim, a->value_dim);
+    plan.unit_heads = lmk_max(1, UNIT_STATE_BYTES / state_bytes);
+    if (plan.threads > 1) {
+        const size_t shared = units / (2 * (size_t)plan.threads);
+        plan.unit_heads = lmk_min(plan.unit_heads, lmk_max(1, shared));
+    }
+    plan.unit_heads = lmk_min(plan.unit_heads, a->heads);
     const size_t group_slices = lmk_divide_up(slices, plan.groups);
     plan.group_columns = SLICE_LANES * group_slices;
     plan.groups = lmk_divide_up(slices, group_slices);

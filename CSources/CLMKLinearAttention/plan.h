@@ -5,7 +5,7 @@
 #include "problem.h"
 
 /// Floats that a chunk's matrices take.
-size_t lmk_linear_chunk_floats(size_t key_dim);
+size_t lmk_linear_chunk_floats(const lmk_linear_attention *a);
 linear_chunk lmk_linear_chunk(const lmk_linear_attention *a, float *memory);
 
 /// Most sequences that are cut into segments: with more, whole ones keep every thread busy.
@@ -22,6 +22,8 @@ typedef struct linear_plan {
     size_t first_segment[CUT_SEQUENCES + 1];
     /// Of all sequences together; one for each where it does not cut.
     size_t segments;
+    /// Heads that one worker takes side by side, block by block.
+    size_t unit_heads;
     /// Groups of value columns, each of `group_columns` or what is left.
     size_t groups, group_columns;
 } linear_plan;

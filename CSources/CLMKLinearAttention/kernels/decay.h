@@ -4,8 +4,8 @@
 // subtracted, so a factor of 0 is as good as any other.
 
 /// Lane i of x, and the lanes before it.
-LMK_INLINE i32x16 is_lane(size_t i) { return lane_numbers() == (i32x16)(int32_t)i; }
-LMK_INLINE i32x16 is_before(size_t i) { return lane_numbers() < (i32x16)(int32_t)i; }
+LMK_INLINE i32x16 is_lane(int i) { return lane_numbers() == (i32x16)i; }
+LMK_INLINE i32x16 is_before(int i) { return lane_numbers() < (i32x16)i; }
 
 /// exp(log_decay) of each token, 1 for those that are not there.
 static void load_token_decays(const linear_head *head, size_t begin, size_t count, float *decay) {
@@ -31,6 +31,15 @@ static void load_key_decays(const linear_head *head, size_t begin, size_t count,
     }
 }
 
+/// Panels with each token's row multiplied with its factor.
+static void scale_rows(const float *x, const float *factors, size_t panels, float *to) {
+    for (size_t p = 0; p < panels; p++, x += PANEL, to += PANEL) {
+        LMK_UNROLL
+        for (int i = 0; i < CHUNK_TOKENS; i++)
+            store(to + LMK_LANES * i, load(x + LMK_LANES * i) * factors[i]);
+    }
+}
+
 /// read, write and total of a decay that dimensions share.
 static void spread_token_decays(const linear_chunk *c, int has_bonus, int reads) {
     float before[CHUNK_TOKENS], after[CHUNK_TOKENS], product = 1;
@@ -45,31 +54,29 @@ static void spread_token_decays(const linear_chunk *c, int has_bonus, int reads)
         after[i] = product;
         product *= c->decay[i];
     }
-    for (size_t p = 0; p < c->panels; p++) {
-        for (size_t i = 0; i < CHUNK_TOKENS; i++) {
-            const size_t at = PANEL * p + LMK_LANES * i;
-            if (reads) store(c->read + at, load(c->q + at) * before[i]);
-            store(c->write + at, load(c->k + at) * after[i]);
-        }
-    }
+    if (reads) scale_rows(c->q, before, c->panels, c->read);
+    scale_rows(c->k, after, c->panels, c->write);
 }
 
 /// The same where each dimension has its own.
 static void spread_key_decays(const linear_chunk *c, int has_bonus, int reads) {
     for (size_t p = 0; p < c->panels; p++) {
-        const float *const decay = c->decay + PANEL * p;
+        const float *const decay = c->decay + PANEL * p, *const q = c->q + PANEL * p,
+                           *const k = c->k + PANEL * p;
+        float *const read = c->read + PANEL * p, *const write = c->write + PANEL * p;
         f32x16 product = splat(1);
-        for (size_t i = 0; i < CHUNK_TOKENS; i++) {
-            const size_t at = PANEL * p + LMK_LANES * i;
+        LMK_UNROLL
+        for (int i = 0; i < CHUNK_TOKENS; i++) {
             const f32x16 after = product * load(decay + LMK_LANES * i);
-            if (reads) store(c->read + at, load(c->q + at) * (has_bonus ? product : after));
+            if (reads)
+                store(read + LMK_LANES * i, load(q + LMK_LANES * i) * (has_bonus ? product : after));
             product = after;
         }
         store(c->total + LMK_LANES * p, product);
         product = splat(1);
-        for (size_t i = CHUNK_TOKENS; i-- > 0;) {
-            const size_t at = PANEL * p + LMK_LANES * i;
-            store(c->write + at, load(c->k + at) * product);
+        LMK_UNROLL
+        for (int i = CHUNK_TOKENS - 1; i >= 0; i--) {
+            store(write + LMK_LANES * i, load(k + LMK_LANES * i) * product);
             product = product * load(decay + LMK_LANES * i);
         }
     }
@@ -93,9 +100,12 @@ static void multiply_bonus(const linear_chunk *c, const linear_head *head, float
 /// first, up to the second, or with a bonus to the one before the second.
 static void decay_pairs(const linear_chunk *c, int has_bonus) {
     f32x16 between = splat(0);
-    for (size_t i = 0; i < CHUNK_TOKENS; i++) {
-        float *const row = c->pairs + LMK_LANES * i;
-        const f32x16 after = between * c->decay[i];
+    float *const pairs = c->pairs;
+    const float *const decay = c->decay;
+    LMK_UNROLL
+    for (int i = 0; i < CHUNK_TOKENS; i++) {
+        float *const row = pairs + LMK_LANES * i;
+        const f32x16 after = between * decay[i];
         if (!has_bonus) between = choose(is_lane(i), splat(1), after);
         store(row, load(row) * between);
         if (has_bonus) between = choose(is_lane(i), splat(1), after);
@@ -117,7 +127,7 @@ static void multiply_key_pairs(const linear_chunk *c, int has_bonus) {
                 LMK_UNROLL
                 for (int i = 0; i < PAIR_ROWS; i++) {
                     const size_t at = LMK_LANES * (size_t)i + d;
-                    const i32x16 before = is_before(row + (size_t)i);
+                    const i32x16 before = is_before((int)row + i);
                     if (has_bonus) sum[i] = splat(q[at]) * decayed + sum[i];
                     decayed = choose(before, decayed * decay[at], decayed);
                     if (!has_bonus) sum[i] = splat(q[at]) * decayed + sum[i];
@@ -143,20 +153,20 @@ static void prepare_chunk(const linear_head *head, const linear_chunk *c, size_t
         load_panels(&head->q, begin, count, CHUNK_TOKENS, factors, c->q);
         transpose_panels(c->k, c->panels, c->k_transposed);
     }
+    float bonuses[CHUNK_TOKENS];
+    if (reads && has_bonus) multiply_bonus(c, head, bonuses);
     if (head->decay == LMK_DECAY_KEY) {
         load_key_decays(head, begin, count, CHUNK_TOKENS, c->decay);
-        spread_key_decays(c, has_bonus, reads);
         if (reads) multiply_key_pairs(c, has_bonus);
+        spread_key_decays(c, has_bonus, reads);
     } else {
         if (reads) multiply_pairs(c->q, c->k_transposed, c->panels, c->pairs);
         if (head->decay != LMK_DECAY_NONE) {
             load_token_decays(head, begin, count, c->decay);
-            spread_token_decays(c, has_bonus, reads);
             if (reads) decay_pairs(c, has_bonus);
+            spread_token_decays(c, has_bonus, reads);
         }
     }
-    if (!reads || !has_bonus) return;
-    float bonuses[CHUNK_TOKENS];
-    multiply_bonus(c, head, bonuses);
-    for (size_t i = 0; i < CHUNK_TOKENS; i++) c->pairs[(LMK_LANES + 1) * i] = bonuses[i];
+    for (size_t i = 0; reads && has_bonus && i < CHUNK_TOKENS; i++)
+        c->pairs[(LMK_LANES + 1) * i] = bonuses[i];
 }

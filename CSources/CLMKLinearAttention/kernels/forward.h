@@ -33,7 +33,7 @@ static void export_state(const float *state, size_t stride, size_t rows, size_t 
 static void read_normalizer(const linear_chunk *c) {
     for (size_t i = 0; i < CHUNK_TOKENS; i++) {
         const f32x16 pairs = load(c->pairs + LMK_LANES * i);
-        f32x16 sum = choose(is_before(i + 1), pairs, splat(0));
+        f32x16 sum = choose(is_before((int)i + 1), pairs, splat(0));
         for (size_t p = 0; p < c->panels; p++) {
             const f32x16 q = load(c->read + PANEL * p + LMK_LANES * i);
             sum = q * load(c->normalizer + LMK_LANES * p) + sum;
@@ -56,12 +56,13 @@ static void advance_chunk(const linear_head *head, const linear_chunk *c, size_t
     const int reads = head->o.data != 0, has_decay = head->decay != LMK_DECAY_NONE;
     prepare_chunk(head, c, begin, count, reads);
     if (reads && head->is_normalized) read_normalizer(c);
+    const fetch_column *fetch = c->fetch;
     for (size_t column = 0; column < head->v.width; column += SLICE_LANES) {
         const size_t lanes = slice_lanes(head->v.width - column);
         load_slice(&head->v, begin, count, column, lanes, c->values);
         if (reads) {
-            read_state(c->read, c->panels, state, lanes, MEET_EARLIER, c->pairs, c->values,
-                       c->outputs);
+            fetch = read_state(c->read, c->panels, state, lanes, MEET_EARLIER, c->pairs, c->values,
+                               fetch, c->outputs);
             store_slice(&head->o, begin, count, column, lanes,
                         head->is_normalized ? c->divisors : 0, c->outputs);
         }
@@ -74,11 +75,8 @@ static void advance_chunk(const linear_head *head, const linear_chunk *c, size_t
 static void advance(const linear_head *head, const linear_chunk *c, size_t begin, size_t end,
                     float *state) {
     for (size_t t = begin; t < end; t += CHUNK_TOKENS) {
-        const size_t count = lmk_min(CHUNK_TOKENS, end - t), next = t + count,
-                     next_end = lmk_min(next + CHUNK_TOKENS, end);
-        fetch_rows(&head->k, next, next_end);
-        fetch_rows(&head->v, next, next_end);
-        if (head->o.data) fetch_rows(&head->q, next, next_end);
+        const size_t count = lmk_min(CHUNK_TOKENS, end - t);
+        plan_fetches(head, c, t + count, end);
         advance_chunk(head, c, t, count, state);
     }
 }
@@ -88,7 +86,7 @@ static void look(const linear_head *head, const linear_chunk *c, size_t tokens,
                  const float *state) {
     for (size_t t = 0; t < tokens; t += CHUNK_TOKENS) {
         const size_t count = lmk_min(CHUNK_TOKENS, tokens - t), next = t + count;
-        fetch_rows(&head->q, next, lmk_min(next + CHUNK_TOKENS, tokens));
+        plan_fetches(head, c, next, tokens);
         float factors[CHUNK_TOKENS];
         row_factors(&head->q, t, count, head, head->scale, factors);
         load_panels(&head->q, t, count, CHUNK_TOKENS, factors, c->q);
@@ -97,9 +95,11 @@ static void look(const linear_head *head, const linear_chunk *c, size_t tokens,
             read_normalizer(c);
         }
         const float *slice = state;
+        const fetch_column *fetch = c->fetch;
         for (size_t column = 0; column < head->o.width; column += SLICE_LANES) {
             const size_t lanes = slice_lanes(head->o.width - column);
-            read_state(c->read, c->panels, slice, lanes, MEET_NONE, 0, c->values, c->outputs);
+            fetch = read_state(c->read, c->panels, slice, lanes, MEET_NONE, 0, c->values, fetch,
+                               c->outputs);
             store_slice(&head->o, t, count, column, lanes,
                         head->is_normalized ? c->divisors : 0, c->outputs);
             slice += LMK_LANES * c->panels * lanes;

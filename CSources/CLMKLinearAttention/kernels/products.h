@@ -38,7 +38,7 @@ typedef enum meeting {
 /// chunk's panels from that row on; `to`, [16][lanes], begins there too, `met` is [16][lanes].
 #define DEFINE_READ_TILE(NAME, ROWS, VECTORS, MEETING)                                             \
     static void NAME(const float *x, size_t panels, const float *state, size_t lanes, size_t row,  \
-                     const float *pairs, const float *met, float *to) {                            \
+                     const float *pairs, const float *met, const fetch_column *fetch, float *to) { \
         f32x16 sum[ROWS][VECTORS];                                                                 \
         LMK_UNROLL                                                                                 \
         for (int i = 0; i < ROWS; i++) {                                                           \
@@ -46,6 +46,8 @@ typedef enum meeting {
             for (int v = 0; v < VECTORS; v++) sum[i][v] = splat(0);                                \
         }                                                                                          \
         for (size_t p = 0; p < panels; p++, x += PANEL) {                                          \
+            const char *next = fetch[p].data;                                                      \
+            const size_t next_stride = fetch[p].stride;                                            \
             _Pragma("clang loop unroll_count(4)") for (size_t d = 0; d < LMK_LANES; d++) {         \
                 f32x16 y[VECTORS];                                                                 \
                 LMK_UNROLL                                                                         \
@@ -57,6 +59,8 @@ typedef enum meeting {
                     for (int v = 0; v < VECTORS; v++) sum[i][v] = factor * y[v] + sum[i][v];       \
                 }                                                                                  \
                 state += lanes;                                                                    \
+                __builtin_prefetch(next, 0, 3);                                                    \
+                next += next_stride;                                                               \
             }                                                                                      \
         }                                                                                          \
         if (MEETING == MEET_EARLIER) {                                                             \
@@ -151,27 +155,30 @@ DEFINE_WRITE_TILE(write_half_tile, TILE_ROWS, 1)
 #define write_half_tile write_tile
 #endif
 
-/// to = x state + pairs met,  [16][lanes], for one slice.
-LMK_INLINE void read_state(const float *x, size_t panels, const float *state, size_t lanes,
-                           meeting met_by, const float *pairs, const float *met, float *to) {
+typedef void (*read_function)(const float *x, size_t panels, const float *state, size_t lanes,
+                              size_t row, const float *pairs, const float *met,
+                              const fetch_column *fetch, float *to);
+
+/// to = x state + pairs met,  [16][lanes], for one slice. Uses up `panels` entries of `fetch` for
+/// each tile and returns what follows them.
+LMK_INLINE const fetch_column *read_state(const float *x, size_t panels, const float *state,
+                                          size_t lanes, meeting met_by, const float *pairs,
+                                          const float *met, const fetch_column *fetch, float *to) {
+    const read_function whole = met_by == MEET_NONE      ? read_tile
+                                : met_by == MEET_EARLIER ? read_tile_earlier
+                                                         : read_tile_later,
+                        half = met_by == MEET_NONE      ? read_half_tile
+                               : met_by == MEET_EARLIER ? read_half_tile_earlier
+                                                        : read_half_tile_later;
     const size_t columns = LMK_LANES * TILE_VECTORS;
     for (size_t column = 0; column < lanes; column += columns) {
-        for (size_t row = 0; row < CHUNK_TOKENS; row += TILE_ROWS) {
-            void (*const whole)(const float *, size_t, const float *, size_t, size_t, const float *,
-                                const float *, float *) =
-                met_by == MEET_NONE      ? read_tile
-                : met_by == MEET_EARLIER ? read_tile_earlier
-                                         : read_tile_later;
-            void (*const half)(const float *, size_t, const float *, size_t, size_t, const float *,
-                               const float *, float *) =
-                met_by == MEET_NONE      ? read_half_tile
-                : met_by == MEET_EARLIER ? read_half_tile_earlier
-                                         : read_half_tile_later;
-            (lanes - column >= columns ? whole : half)(x + LMK_LANES * row, panels, state + column,
-                                                       lanes, row, pairs, met + column,
-                                                       to + lanes * row + column);
+        for (size_t row = 0; row < CHUNK_TOKENS; row += TILE_ROWS, fetch += panels) {
+            (lanes - column >= columns ? whole : half)(
+                x + LMK_LANES * row, panels, state + column, lanes, row, pairs, met + column,
+                fetch, to + lanes * row + column);
         }
     }
+    return fetch;
 }
 
 /// state = decay state + x^T y  for one slice; x is a chunk's panels, y [16][lanes].

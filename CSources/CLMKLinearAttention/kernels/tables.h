@@ -47,6 +47,13 @@ typedef struct linear_head {
     int has_unit_length, is_normalized;
 } linear_head;
 
+/// 16 addresses that are fetched into L2: one line of each token's row.
+typedef struct fetch_column {
+    const char *data;
+    /// Bytes from row to row.
+    size_t stride;
+} fetch_column;
+
 /// One chunk as matrices. `panels` is key_dim / 16, rounded up.
 typedef struct linear_chunk {
     size_t panels;
@@ -54,8 +61,8 @@ typedef struct linear_chunk {
     float *q, *k;
     /// k with tokens in lanes, [panel][16][token].
     float *k_transposed;
-    /// q with the decay from the chunk's start on, k with the decay to its end: without decays q and
-    /// k themselves.
+    /// q with the decay from the chunk's start on, k with the decay to its end; may lie where q and
+    /// k do.
     float *read, *write;
     /// exp(log_decay) in panels, for a decay per key; its first 16 entries one for each token
     /// otherwise.
@@ -66,6 +73,10 @@ typedef struct linear_chunk {
     float *pairs;
     /// [16][SLICE_LANES]
     float *values, *outputs;
+    /// What is fetched while the chunk is computed, one entry for each panel of each tile; `fetches`
+    /// of them.
+    fetch_column *fetch;
+    size_t fetches;
     /// z, [16 panels], and q . z with the bonus, [16].
     float *normalizer, *divisors;
 } linear_chunk;
@@ -105,6 +116,9 @@ extern const linear_attention_kernels linear_attention_kernels_neon;
 #endif
 
 const linear_attention_kernels *lmk_linear_attention_kernels(void);
+
+/// Rows of the register tile that reads a state, the fewest of any instruction set.
+#define READ_ROWS_MIN 4
 
 static inline size_t panels_of(size_t dim) { return lmk_divide_up(dim, CHUNK_TOKENS); }
 
