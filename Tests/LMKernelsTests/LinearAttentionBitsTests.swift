@@ -29,7 +29,7 @@ extension KernelSuite {
             return [("wide", wide), ("many", many), ("packed", packed), ("long", long)]
         }
 
-        private func bits(_ problem: Problem) throws -> [[UInt32]] {
+        private func allBits(_ problem: Problem) throws -> [[UInt32]] {
             try problem.forward().bits + problem.backward().bits
         }
 
@@ -40,10 +40,10 @@ extension KernelSuite {
                     var problem = problem
                     problem.options.form = form
                     problem.options.threads = 1
-                    let one = try bits(problem)
+                    let one = try allBits(problem)
                     for threads in [2, 3, 8] {
                         problem.options.threads = threads
-                        #expect(try bits(problem) == one, "\(name) \(form) \(threads) threads")
+                        #expect(try allBits(problem) == one, "\(name) \(form) \(threads) threads")
                     }
                 }
             }
@@ -57,7 +57,7 @@ extension KernelSuite {
                     problem.options.form = form
                     var first: [[UInt32]]?
                     try withEachInstructionSet(fusedSets) { set in
-                        let found = try bits(problem)
+                        let found = try allBits(problem)
                         #expect(found == first ?? found, "\(name) \(form) \(set)")
                         first = first ?? found
                     }
@@ -71,7 +71,7 @@ extension KernelSuite {
                 both.options.unitLengthEpsilon = 1e-6
                 var first: [[UInt32]]?
                 try withEachInstructionSet(fusedSets) { set in
-                    let found = try bits(both)
+                    let found = try allBits(both)
                     #expect(found == first ?? found, "bidirectional \(set)")
                     first = first ?? found
                 }
@@ -81,14 +81,14 @@ extension KernelSuite {
         @Test func layoutsAndMemory() throws {
             for (name, problem) in Self.problems(.key) {
                 var problem = problem
-                let expected = try bits(problem)
+                let expected = try allBits(problem)
                 for layout in [Problem.Layout.tokenMajor, .headMajor] {
                     problem.layout = layout
-                    #expect(try bits(problem) == expected, "\(name) \(layout)")
+                    #expect(try allBits(problem) == expected, "\(name) \(layout)")
                 }
                 for budget in [1, 10_000, 1 << 20] {
                     problem.options.memoryBudget = budget
-                    #expect(try bits(problem) == expected, "\(name) budget \(budget)")
+                    #expect(try allBits(problem) == expected, "\(name) budget \(budget)")
                 }
             }
         }
@@ -97,7 +97,7 @@ extension KernelSuite {
         @Test func workspaceIsScratch() throws {
             let workspace = Workspace()
             for (name, problem) in Self.problems(.token) {
-                let expected = try bits(problem)
+                let expected = try allBits(problem)
                 for _ in 0..<2 {
                     let found =
                         try problem.forward(workspace: workspace).bits

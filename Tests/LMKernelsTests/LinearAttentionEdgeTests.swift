@@ -81,7 +81,7 @@ extension KernelSuite {
 
         @Test func headDecayOfZeroAndInfinity() throws {
             for form in Self.forms {
-                for g in [Float(0), -0.0, -1e-3, -20, -1e4, -.infinity] {
+                for g in [0, -0.0, -1e-3, -20, -1e4, -Float.infinity] {
                     var problem = Problem(
                         tokens: 40, heads: 3, keyWidth: 16, valueWidth: 16, decay: .head, seed: 2)
                     problem.addStates(seed: 2)
