@@ -1,4 +1,5 @@
 // Forward, and the pieces of a long sequence.
+#include "fetch.h"
 #include "plan.h"
 
 typedef struct forward_call {
@@ -22,10 +23,6 @@ typedef struct forward_unit {
     size_t head, heads, column, columns;
 } forward_unit;
 
-/// Tokens that one head takes before the next one does: its state is in L1 meanwhile, and the rows
-/// of all heads, which follow each other in memory, are read while their pages are known.
-#define BLOCK_TOKENS ((size_t)64)
-
 /// Floats apart, so that workers do not share a line.
 static size_t spaced(size_t floats) { return lmk_round_up(floats, 32); }
 
@@ -38,8 +35,7 @@ static size_t worker_state_floats(const lmk_linear_attention *a) {
 }
 
 static size_t worker_floats_of(const lmk_linear_attention *a, const linear_plan *plan) {
-    return spaced(lmk_linear_chunk_floats(a)) +
-           (plan->unit_heads + 1) * worker_state_floats(a);
+    return spaced(lmk_linear_chunk_floats(a)) + (plan->unit_heads + 1) * worker_state_floats(a);
 }
 
 static size_t piece_floats_of(const lmk_linear_attention *a) {
@@ -127,12 +123,8 @@ typedef struct state_start {
     const float *state, *normalizer;
 } state_start;
 
-static state_start start_of(const forward_call *call, const forward_unit *u) {
+static state_start initial_of(const forward_call *call, const forward_unit *u) {
     const lmk_linear_attention *const a = call->attention;
-    if (!u->segment.is_first) {
-        float *const piece = piece_of(call, u->segment.index - 1, u->head);
-        return (state_start){piece_state(call, piece), piece_normalizer(call, piece)};
-    }
     const size_t index = state_index(call, u);
     return (state_start){
         a->initial_state ? a->initial_state + a->key_dim * a->value_dim * index : 0,
@@ -140,15 +132,30 @@ static state_start start_of(const forward_call *call, const forward_unit *u) {
     };
 }
 
+static state_start piece_start(const forward_call *call, size_t segment, size_t head) {
+    float *const piece = piece_of(call, segment, head);
+    return (state_start){piece_state(call, piece), piece_normalizer(call, piece)};
+}
+
+static state_start start_of(const forward_call *call, const forward_unit *u) {
+    if (!u->segment.is_first) return piece_start(call, u->segment.index - 1, u->head);
+    const state_start initial = initial_of(call, u);
+    if (u->segment.is_last) return initial;
+    // Where the last segment may already have written the final state: join_pieces has a copy.
+    const size_t last = call->plan.first_segment[u->segment.sequence + 1] - 1;
+    const state_start copied = piece_start(call, last, u->head);
+    return (state_start){initial.state ? copied.state : 0,
+                         initial.normalizer ? copied.normalizer : 0};
+}
+
 /// Brings a start into the worker's memory.
 static void import_start(const forward_call *call, const forward_unit *u, state_start start,
                          const worker_memory *memory) {
     const lmk_linear_attention *const a = call->attention;
-    call->kernels->import_state(start.state ? start.state + u->column : 0, a->value_dim,
-                                a->key_dim, u->columns, memory->state);
+    call->kernels->import_state(start.state ? start.state + u->column : 0, a->value_dim, a->key_dim,
+                                u->columns, memory->state);
     for (size_t d = 0; d < normalizer_floats(a); d++) {
-        memory->chunk.normalizer[d] =
-            start.normalizer && d < a->key_dim ? start.normalizer[d] : 0;
+        memory->chunk.normalizer[d] = start.normalizer && d < a->key_dim ? start.normalizer[d] : 0;
     }
 }
 
@@ -181,8 +188,8 @@ static int has_states(const forward_call *call) {
 
 /// The first multiple of the stride after `token`, or `end` if that comes first.
 static size_t next_stop(const forward_call *call, size_t token, size_t end) {
-    const size_t stride = call->results->state_stride;
     if (!has_states(call)) return end;
+    const size_t stride = call->results->state_stride;
     const size_t stop = stride * (token / stride + 1);
     return stop < end ? stop : end;
 }
@@ -205,17 +212,41 @@ static size_t advance_to_stop(const forward_call *call, const forward_unit *u,
         copy(chunk.normalizer, memory->chunk.normalizer, normalizer_floats(a));
         linear_head writer = *head;
         writer.o.data = 0;
-        call->kernels->advance(&writer, &chunk, aligned - begin, stop - begin,
-                               memory->other_state);
+        call->kernels->advance(&writer, &chunk, aligned - begin, stop - begin, memory->other_state);
         state = memory->other_state;
         normalizer = chunk.normalizer;
     }
-    export_to(call, u, state, normalizer, index, call->results->states,
-              call->results->normalizers);
+    export_to(call, u, state, normalizer, index, call->results->states, call->results->normalizers);
     return aligned;
 }
 
 // MARK: Units of work
+
+/// The rows that a unit needs in the block that begins at token `begin`.
+static fetch_list fetches_of(const forward_call *call, const forward_unit *unit, size_t begin) {
+    const lmk_linear_attention *const a = call->attention;
+    const lmk_linear_attention_results *const r = call->results;
+    fetch_list list = {0};
+    if (begin >= unit->segment.end) return list;
+    const size_t tokens = lmk_min(call->plan.block_tokens, unit->segment.end - begin),
+                 size = lmk_dtype_size(a->dtype), group = a->heads / a->key_heads,
+                 key_heads = lmk_divide_up(unit->heads, group), n = unit->segment.sequence;
+    const linear_head head =
+        lmk_linear_attention_head(a, r, n, unit->head, begin, unit->column, unit->columns);
+    lmk_fetch_add(&list, head.k.data, size, a->k_strides.token, a->k_strides.head, tokens,
+                  key_heads, a->key_dim);
+    lmk_fetch_add(&list, head.q.data, size, a->q_strides.token, a->q_strides.head, tokens,
+                  unit->heads, a->key_dim);
+    lmk_fetch_add(&list, head.v.data, size, a->v_strides.token, a->v_strides.head, tokens,
+                  key_heads, unit->columns);
+    if (a->decay == LMK_DECAY_KEY) {
+        lmk_fetch_add(&list, head.log_decay, sizeof(float), a->log_decay_strides.token,
+                      a->log_decay_strides.head, tokens, unit->heads, a->key_dim);
+    }
+    lmk_fetch_add(&list, head.o.data, size, r->o_strides.token, r->o_strides.head, tokens,
+                  unit->heads, unit->columns);
+    return list;
+}
 
 /// A block of one head, with the states at its stops.
 static void advance_block(const forward_call *call, const forward_unit *u,
@@ -225,8 +256,7 @@ static void advance_block(const forward_call *call, const forward_unit *u,
     size_t done = block;
     for (size_t at = block; has_states(call) && at / stride < block_end / stride;) {
         const size_t stop = next_stop(call, at, block_end);
-        const size_t index =
-            first_state(call, u) + call->attention->heads * (stop / stride - 1);
+        const size_t index = first_state(call, u) + call->attention->heads * (stop / stride - 1);
         done = advance_to_stop(call, u, memory, &head, done, stop, index);
         at = stop;
     }
@@ -239,12 +269,19 @@ static void run_chunks(const forward_call *call, const forward_unit *unit, unsig
         const worker_memory memory = memory_of(call, worker, i);
         import_start(call, &u, start_of(call, &u), &memory);
     }
-    const size_t end = unit->segment.end;
-    for (size_t block = unit->segment.begin; block < end; block += BLOCK_TOKENS) {
+    const size_t end = unit->segment.end, tokens = call->plan.block_tokens;
+    for (size_t block = unit->segment.begin; block < end; block += tokens) {
+        fetch_list list = fetches_of(call, unit, block + tokens);
+        const size_t share = lmk_divide_up(list.columns, unit->heads);
         for (size_t i = 0; i < unit->heads; i++) {
             const forward_unit u = head_of_unit(unit, i);
             const worker_memory memory = memory_of(call, worker, i);
-            advance_block(call, &u, &memory, block, lmk_min(block + BLOCK_TOKENS, end));
+            const size_t capacity = memory.chunk.fetches * (tokens / CHUNK_TOKENS);
+            const size_t used = lmk_min(share, capacity);
+            lmk_fetch_next(&list, used, memory.chunk.fetch);
+            for (size_t j = used; j < capacity; j++)
+                memory.chunk.fetch[j] = (fetch_column){(const char *)memory.chunk.fetch, 0};
+            advance_block(call, &u, &memory, block, lmk_min(block + tokens, end));
         }
     }
     for (size_t i = 0; unit->segment.is_last && i < unit->heads; i++) {
@@ -378,19 +415,24 @@ static void join_pieces(void *context, size_t slot, unsigned worker) {
     const lmk_linear_attention *const a = call->attention;
     const size_t sequence = slot / a->heads, head = slot % a->heads;
     const size_t *const first = call->plan.first_segment + sequence;
-    forward_unit u = {.segment = {.sequence = sequence}, .head = head};
-    for (size_t s = first[0]; s < first[1]; s++) {
-        if (s + 1 == first[1] && !a->is_bidirectional) break;
+    const forward_unit u = {.segment = {.sequence = sequence}, .head = head};
+    const state_start initial = initial_of(call, &u);
+    state_start start = initial;
+    // The last piece is not needed, unless every token reads what all segments wrote.
+    const size_t last = first[1] - 1, end = a->is_bidirectional ? first[1] : last;
+    for (size_t s = first[0]; s < end; s++) {
         float *const piece = piece_of(call, s, head), *const state = piece_state(call, piece),
                      *const normalizer = piece_normalizer(call, piece);
-        u.segment.index = s;
-        u.segment.is_first = s == first[0];
-        const state_start start = start_of(call, &u);
         if (start.state)
             call->kernels->combine(piece, start.state, state, a->key_dim, a->value_dim, state);
         if (start.normalizer)
             call->kernels->combine(piece, start.normalizer, normalizer, a->key_dim, 1, normalizer);
+        start = (state_start){state, normalizer};
     }
+    if (a->is_bidirectional) return;
+    float *const piece = piece_of(call, last, head);
+    if (initial.state) copy(piece_state(call, piece), initial.state, a->key_dim * a->value_dim);
+    if (initial.normalizer) copy(piece_normalizer(call, piece), initial.normalizer, a->key_dim);
 }
 
 static void run(forward_call *call, void *workspace) {
@@ -401,7 +443,8 @@ static void run(forward_call *call, void *workspace) {
     call->piece_floats = piece_floats_of(a);
     call->workers = (float *)lmk_round_up((uintptr_t)workspace, 64);
     call->pieces = call->workers + call->plan.threads * call->worker_floats;
-    const size_t slots = call->plan.segments * lmk_divide_up(a->heads, call->plan.unit_heads) * call->plan.groups;
+    const size_t slots =
+        call->plan.segments * lmk_divide_up(a->heads, call->plan.unit_heads) * call->plan.groups;
     if (call->plan.cuts) {
         lmk_parallel_for(slots, call->plan.threads, run_piece, call);
         lmk_parallel_for(sequences_of(a) * a->heads, call->plan.threads, join_pieces, call);

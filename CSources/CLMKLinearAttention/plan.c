@@ -13,8 +13,10 @@
 #define ENOUGH_PIECES 16
 #define WANTED_PIECES 32
 
-/// Bytes of the states that a worker goes back and forth between.
-#define UNIT_STATE_BYTES ((size_t)256 << 10)
+/// Bytes of the states that a worker goes back and forth between, and of the rows of a block: both
+/// stay in cache.
+#define UNIT_STATE_BYTES ((size_t)64 << 10)
+#define BLOCK_BYTES ((size_t)256 << 10)
 
 /// Between the matrices of a chunk, so that none lies a multiple of 4 KB from another.
 #define STAGGER ((size_t)48)
@@ -29,7 +31,7 @@ size_t lmk_linear_chunk_floats(const lmk_linear_attention *a) {
     const size_t panels = panels_of(a->key_dim);
     return 4 * (PANEL * panels + STAGGER) + 2 * CHUNK_TOKENS * panels + PANEL +
            2 * CHUNK_TOKENS * SLICE_LANES + CHUNK_TOKENS +
-           sizeof(fetch_column) / sizeof(float) * fetches_of(a);
+           sizeof(fetch_column) / sizeof(float) * (BLOCK_TOKENS / CHUNK_TOKENS) * fetches_of(a);
 }
 
 linear_chunk lmk_linear_chunk(const lmk_linear_attention *a, float *memory) {
@@ -82,8 +84,7 @@ static void cut_sequences(const lmk_linear_attention *a, linear_plan *plan) {
     plan->segments = 0;
     for (size_t n = 0; n < sequences; n++) {
         plan->first_segment[n] = plan->segments;
-        plan->segments +=
-            lmk_max(1, lmk_divide_up(tokens_of(a, n), plan->segment_tokens));
+        plan->segments += lmk_max(1, lmk_divide_up(tokens_of(a, n), plan->segment_tokens));
     }
     plan->first_segment[sequences] = plan->segments;
 }
@@ -97,7 +98,8 @@ linear_plan lmk_linear_plan(const lmk_linear_attention *a) {
     if (rows < SERIAL_WORK && rows * a->heads * a->key_dim * a->value_dim < SERIAL_WORK)
         plan.threads = 1;
     const size_t units = lmk_max(1, plan.segments * a->heads);
-    if (plan.threads > 1 && units < 2 * (size_t)plan.threads)
+    // Every group would read the normaliser, and one of them write it.
+    if (plan.threads > 1 && units < 2 * (size_t)plan.threads && !a->is_normalized)
         plan.groups = lmk_min(slices, lmk_divide_up(2 * (size_t)plan.threads, units));
     // States that stay in L2, and pieces enough for each thread.
     const size_t state_bytes = sizeof(float) * state_floats(a->key_dim, a->value_dim);
@@ -107,6 +109,10 @@ linear_plan lmk_linear_plan(const lmk_linear_attention *a) {
         plan.unit_heads = lmk_min(plan.unit_heads, lmk_max(1, shared));
     }
     plan.unit_heads = lmk_min(plan.unit_heads, a->heads);
+    const size_t token_bytes =
+        plan.unit_heads * lmk_dtype_size(a->dtype) * 2 * (a->key_dim + a->value_dim);
+    plan.block_tokens =
+        lmk_min(BLOCK_TOKENS, lmk_round_up(BLOCK_BYTES / token_bytes + 1, CHUNK_TOKENS));
     const size_t group_slices = lmk_divide_up(slices, plan.groups);
     plan.group_columns = SLICE_LANES * group_slices;
     plan.groups = lmk_divide_up(slices, group_slices);
@@ -124,7 +130,8 @@ linear_segment lmk_linear_segment(const lmk_linear_attention *a, const linear_pl
     }
     size_t n = 0;
     while (plan->first_segment[n + 1] <= index) n++;
-    const size_t tokens = tokens_of(a, n), begin = plan->segment_tokens * (index - plan->first_segment[n]);
+    const size_t tokens = tokens_of(a, n),
+                 begin = plan->segment_tokens * (index - plan->first_segment[n]);
     return (linear_segment){.sequence = n,
                             .index = index,
                             .begin = begin,

@@ -4,6 +4,9 @@
 
 #include "problem.h"
 
+/// Most tokens that one head takes before the next one does.
+#define BLOCK_TOKENS ((size_t)64)
+
 /// Floats that a chunk's matrices take.
 size_t lmk_linear_chunk_floats(const lmk_linear_attention *a);
 linear_chunk lmk_linear_chunk(const lmk_linear_attention *a, float *memory);
@@ -24,6 +27,8 @@ typedef struct linear_plan {
     size_t segments;
     /// Heads that one worker takes side by side, block by block.
     size_t unit_heads;
+    /// Tokens of a block.
+    size_t block_tokens;
     /// Groups of value columns, each of `group_columns` or what is left.
     size_t groups, group_columns;
 } linear_plan;

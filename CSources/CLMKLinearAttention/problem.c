@@ -28,8 +28,7 @@ lmk_status lmk_linear_attention_check_rows(const lmk_linear_attention *a, tensor
                  {names.batch_stride, strides.batch, a->batch}},
       axis;
     // Ascending by stride, those of one row apart last: they address nothing.
-#define COMES_BEFORE(x, y)                                                                         \
-    ((x).count > 1 && ((y).count <= 1 || (x).stride < (y).stride))
+#define COMES_BEFORE(x, y) ((x).count > 1 && ((y).count <= 1 || (x).stride < (y).stride))
     for (int i = 1; i < 3; i++) {
         for (int j = i; j > 0 && COMES_BEFORE(axes[j], axes[j - 1]); j--) {
             axis = axes[j];

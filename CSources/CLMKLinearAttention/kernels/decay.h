@@ -17,7 +17,7 @@ static void load_token_decays(const linear_head *head, size_t begin, size_t coun
 
 /// The same per key, in panels, up to `tokens` of them.
 static void load_key_decays(const linear_head *head, size_t begin, size_t count, size_t tokens,
- float *decay) {
+                            float *decay) {
     const size_t key_dim = head->k.width, panels = panels_of(key_dim);
     for (size_t i = 0; i < count; i++) {
         const float *const row = head->log_decay + head->log_decay_stride * (begin + i);
@@ -69,7 +69,8 @@ static void spread_key_decays(const linear_chunk *c, int has_bonus, int reads) {
         for (int i = 0; i < CHUNK_TOKENS; i++) {
             const f32x16 after = product * load(decay + LMK_LANES * i);
             if (reads)
-                store(read + LMK_LANES * i, load(q + LMK_LANES * i) * (has_bonus ? product : after));
+                store(read + LMK_LANES * i,
+                      load(q + LMK_LANES * i) * (has_bonus ? product : after));
             product = after;
         }
         store(c->total + LMK_LANES * p, product);
@@ -120,8 +121,9 @@ static void multiply_key_pairs(const linear_chunk *c, int has_bonus) {
         for (int i = 0; i < PAIR_ROWS; i++) sum[i] = splat(0);
         float *k = c->k_transposed;
         for (size_t p = 0; p < c->panels; p++) {
-            const float *const q = c->q + PANEL * p + LMK_LANES * row,
-                        *const decay = c->decay + PANEL * p + LMK_LANES * row;
+            const float *const q = c->q + PANEL * p + LMK_LANES * row, *const decay =
+                                                                           c->decay + PANEL * p +
+                                                                           LMK_LANES * row;
             for (size_t d = 0; d < LMK_LANES; d++, k += LMK_LANES) {
                 f32x16 decayed = load(k);
                 LMK_UNROLL
@@ -136,8 +138,7 @@ static void multiply_key_pairs(const linear_chunk *c, int has_bonus) {
             }
         }
         LMK_UNROLL
-        for (int i = 0; i < PAIR_ROWS; i++)
-            store(c->pairs + LMK_LANES * (row + (size_t)i), sum[i]);
+        for (int i = 0; i < PAIR_ROWS; i++) store(c->pairs + LMK_LANES * (row + (size_t)i), sum[i]);
     }
 }
 

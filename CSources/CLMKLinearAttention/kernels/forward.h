@@ -51,12 +51,12 @@ static void write_normalizer(const linear_chunk *c, int has_decay) {
     }
 }
 
-static void advance_chunk(const linear_head *head, const linear_chunk *c, size_t begin,
-                          size_t count, float *state) {
+static const fetch_column *advance_chunk(const linear_head *head, const linear_chunk *c,
+                                         size_t begin, size_t count, const fetch_column *fetch,
+                                         float *state) {
     const int reads = head->o.data != 0, has_decay = head->decay != LMK_DECAY_NONE;
     prepare_chunk(head, c, begin, count, reads);
     if (reads && head->is_normalized) read_normalizer(c);
-    const fetch_column *fetch = c->fetch;
     for (size_t column = 0; column < head->v.width; column += SLICE_LANES) {
         const size_t lanes = slice_lanes(head->v.width - column);
         load_slice(&head->v, begin, count, column, lanes, c->values);
@@ -70,23 +70,24 @@ static void advance_chunk(const linear_head *head, const linear_chunk *c, size_t
         state += LMK_LANES * c->panels * lanes;
     }
     if (head->is_normalized) write_normalizer(c, has_decay);
+    return fetch;
 }
 
 static void advance(const linear_head *head, const linear_chunk *c, size_t begin, size_t end,
                     float *state) {
+    const fetch_column *fetch = c->fetch;
     for (size_t t = begin; t < end; t += CHUNK_TOKENS) {
         const size_t count = lmk_min(CHUNK_TOKENS, end - t);
-        plan_fetches(head, c, t + count, end);
-        advance_chunk(head, c, t, count, state);
+        fetch = advance_chunk(head, c, t, count, fetch, state);
     }
 }
 
 /// Bidirectional: no token meets another but through the state.
 static void look(const linear_head *head, const linear_chunk *c, size_t tokens,
                  const float *state) {
+    const fetch_column *fetch = c->fetch;
     for (size_t t = 0; t < tokens; t += CHUNK_TOKENS) {
-        const size_t count = lmk_min(CHUNK_TOKENS, tokens - t), next = t + count;
-        plan_fetches(head, c, next, tokens);
+        const size_t count = lmk_min(CHUNK_TOKENS, tokens - t);
         float factors[CHUNK_TOKENS];
         row_factors(&head->q, t, count, head, head->scale, factors);
         load_panels(&head->q, t, count, CHUNK_TOKENS, factors, c->q);
@@ -95,13 +96,12 @@ static void look(const linear_head *head, const linear_chunk *c, size_t tokens,
             read_normalizer(c);
         }
         const float *slice = state;
-        const fetch_column *fetch = c->fetch;
         for (size_t column = 0; column < head->o.width; column += SLICE_LANES) {
             const size_t lanes = slice_lanes(head->o.width - column);
             fetch = read_state(c->read, c->panels, slice, lanes, MEET_NONE, 0, c->values, fetch,
                                c->outputs);
-            store_slice(&head->o, t, count, column, lanes,
-                        head->is_normalized ? c->divisors : 0, c->outputs);
+            store_slice(&head->o, t, count, column, lanes, head->is_normalized ? c->divisors : 0,
+                        c->outputs);
             slice += LMK_LANES * c->panels * lanes;
         }
     }
@@ -119,8 +119,9 @@ static void total_decay(const linear_head *head, const linear_chunk *c, size_t t
         const size_t of_dim = head->decay == LMK_DECAY_KEY;
         for (size_t d = 0; d < key_dim; d++) {
             for (size_t i = 0; i < count; i++) {
-                total[d] *= of_dim ? c->decay[PANEL * (d / LMK_LANES) + LMK_LANES * i + d % LMK_LANES]
-                                   : c->decay[i];
+                total[d] *= of_dim
+                                ? c->decay[PANEL * (d / LMK_LANES) + LMK_LANES * i + d % LMK_LANES]
+                                : c->decay[i];
             }
         }
     }

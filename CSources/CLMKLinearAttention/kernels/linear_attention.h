@@ -12,5 +12,5 @@
 #define LINEAR_ATTENTION_KERNELS                                                                   \
     {                                                                                              \
         .import_state = import_state, .export_state = export_state, .advance = advance,            \
-        .look = look, .step = step, .total_decay = total_decay, .combine = combine,                              \
+        .look = look, .step = step, .total_decay = total_decay, .combine = combine,                \
     }

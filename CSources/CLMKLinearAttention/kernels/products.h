@@ -21,7 +21,7 @@ typedef enum meeting {
 } meeting;
 
 /// Adds pairs times rows to TILE_ROWS rows from `row` on.
-#define ADD_MET(ROWS, VECTORS, PAIR, FROM, TO)                                 \
+#define ADD_MET(ROWS, VECTORS, PAIR, FROM, TO)                                                     \
     for (size_t j = (FROM); j < (TO); j++) {                                                       \
         f32x16 y[VECTORS];                                                                         \
         LMK_UNROLL                                                                                 \
@@ -59,12 +59,12 @@ typedef enum meeting {
                     for (int v = 0; v < VECTORS; v++) sum[i][v] = factor * y[v] + sum[i][v];       \
                 }                                                                                  \
                 state += lanes;                                                                    \
-                __builtin_prefetch(next, 0, 3);                                                    \
+                __builtin_prefetch(next, 0, 2);                                                    \
                 next += next_stride;                                                               \
             }                                                                                      \
         }                                                                                          \
         if (MEETING == MEET_EARLIER) {                                                             \
-            ADD_MET(ROWS, VECTORS, (pairs + LMK_LANES * row)[LMK_LANES * i + j], 0, row)     \
+            ADD_MET(ROWS, VECTORS, (pairs + LMK_LANES * row)[LMK_LANES * i + j], 0, row)           \
             pairs += (LMK_LANES + 1) * row;                                                        \
             LMK_UNROLL                                                                             \
             for (int j = 0; j < ROWS; j++) {                                                       \
@@ -90,7 +90,7 @@ typedef enum meeting {
                 }                                                                                  \
             }                                                                                      \
             ADD_MET(ROWS, VECTORS, (pairs + row)[LMK_LANES * j + (size_t)i], row + ROWS,           \
-                    CHUNK_TOKENS)                                                            \
+                    CHUNK_TOKENS)                                                                  \
         }                                                                                          \
         LMK_UNROLL                                                                                 \
         for (int i = 0; i < ROWS; i++) {                                                           \
@@ -173,9 +173,9 @@ LMK_INLINE const fetch_column *read_state(const float *x, size_t panels, const f
     const size_t columns = LMK_LANES * TILE_VECTORS;
     for (size_t column = 0; column < lanes; column += columns) {
         for (size_t row = 0; row < CHUNK_TOKENS; row += TILE_ROWS, fetch += panels) {
-            (lanes - column >= columns ? whole : half)(
-                x + LMK_LANES * row, panels, state + column, lanes, row, pairs, met + column,
-                fetch, to + lanes * row + column);
+            (lanes - column >= columns ? whole : half)(x + LMK_LANES * row, panels, state + column,
+                                                       lanes, row, pairs, met + column, fetch,
+                                                       to + lanes * row + column);
         }
     }
     return fetch;
@@ -210,7 +210,6 @@ static void multiply_pairs(const float *x, const float *y_transposed, size_t pan
             }
         }
         LMK_UNROLL
-        for (int i = 0; i < PAIR_ROWS; i++)
-            store(pairs + LMK_LANES * (row + (size_t)i), sum[i]);
+        for (int i = 0; i < PAIR_ROWS; i++) store(pairs + LMK_LANES * (row + (size_t)i), sum[i]);
     }
 }

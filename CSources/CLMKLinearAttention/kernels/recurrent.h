@@ -108,8 +108,7 @@ static void step_token(const linear_head *head, const token_step *s, size_t t, c
 }
 
 /// q, k and the decays of tokens begin ..< begin + count, in panels.
-static void load_steps(const linear_head *head, const linear_chunk *c, size_t begin,
-                       size_t count) {
+static void load_steps(const linear_head *head, const linear_chunk *c, size_t begin, size_t count) {
     float factors[CHUNK_TOKENS];
     row_factors(&head->k, begin, count, head, 1, factors);
     load_panels(&head->k, begin, count, count, factors, c->k);

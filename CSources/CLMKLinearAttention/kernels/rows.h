@@ -13,36 +13,6 @@ LMK_INLINE void store_row(void *row, lmk_dtype dtype, size_t at, size_t width, f
 
 LMK_INLINE size_t dtype_bytes(lmk_dtype dtype) { return dtype == LMK_FLOAT32 ? 4 : 2; }
 
-/// Adds what 16 tokens from `begin` on take to what is fetched. Rows that are not there do no harm.
-LMK_INLINE size_t add_fetches(const linear_chunk *c, size_t used, const void *data, size_t stride,
-                              lmk_dtype dtype, size_t width, size_t begin) {
-    const size_t bytes = dtype_bytes(dtype);
-    const char *const first = (const char *)data + bytes * stride * begin;
-    for (size_t at = 0; at < bytes * width && used < c->fetches; at += 64)
-        c->fetch[used++] = (fetch_column){first + at, bytes * stride};
-    return used;
-}
-
-/// The rows of the chunk that comes next, if there is one, are fetched while this one is computed:
-/// all at once they would be more than the core can wait for without standing still.
-static void plan_fetches(const linear_head *head, const linear_chunk *c, size_t next, size_t end) {
-    size_t used = 0;
-    if (next < end) {
-        const token_rows inputs[] = {head->k, head->q, head->v};
-        for (int i = 0; i < 3; i++) {
-            used = add_fetches(c, used, inputs[i].data, inputs[i].stride, inputs[i].dtype,
-                               inputs[i].width, next);
-        }
-        if (head->decay == LMK_DECAY_KEY) {
-            used = add_fetches(c, used, head->log_decay, head->log_decay_stride, LMK_FLOAT32,
-                               head->k.width, next);
-        }
-        used = add_fetches(c, used, head->o.data, head->o.stride, head->o.dtype, head->o.width,
-                           next);
-    }
-    for (; used < c->fetches; used++) c->fetch[used] = (fetch_column){(const char *)c->q, 0};
-}
-
 /// Tokens begin ..< begin + count, at most 16, with dimension 16 p + d of the i-th at
 /// to[256 p + 16 i + d], multiplied with factors[i]; zero for tokens count ..< tokens.
 LMK_INLINE void load_panels_as(const token_rows *x, lmk_dtype dtype, size_t begin, size_t count,
@@ -70,8 +40,8 @@ static void load_panels(const token_rows *x, size_t begin, size_t count, size_t 
     }
 }
 
-LMK_INLINE void inverse_lengths_as(const token_rows *x, lmk_dtype dtype, size_t begin,
-                                   size_t count, float epsilon, float scale, float *factors) {
+LMK_INLINE void inverse_lengths_as(const token_rows *x, lmk_dtype dtype, size_t begin, size_t count,
+                                   float epsilon, float scale, float *factors) {
     float sums[CHUNK_TOKENS] = {0};
     for (size_t i = 0; i < count; i++) {
         const char *const row =
@@ -133,8 +103,8 @@ static void load_slice(const token_rows *x, size_t begin, size_t count, size_t c
     }
 }
 
-LMK_INLINE void store_slice_as(const token_rows_out *x, lmk_dtype dtype, size_t begin,
-                               size_t count, size_t column, size_t lanes, const float *divisors,
+LMK_INLINE void store_slice_as(const token_rows_out *x, lmk_dtype dtype, size_t begin, size_t count,
+                               size_t column, size_t lanes, const float *divisors,
                                const float *from) {
     for (size_t i = 0; i < count; i++) {
         char *const row = (char *)x->data + dtype_bytes(dtype) * x->stride * (begin + i);

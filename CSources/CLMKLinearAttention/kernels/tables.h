@@ -73,8 +73,8 @@ typedef struct linear_chunk {
     float *pairs;
     /// [16][SLICE_LANES]
     float *values, *outputs;
-    /// What is fetched while the chunk is computed, one entry for each panel of each tile; `fetches`
-    /// of them.
+    /// What is fetched while the chunk is computed, one entry for each panel of each tile;
+    /// `fetches` of them.
     fetch_column *fetch;
     size_t fetches;
     /// z, [16 panels], and q . z with the bonus, [16].

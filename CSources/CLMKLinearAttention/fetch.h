@@ -1,0 +1,33 @@
+// What a worker fetches from memory while it computes: the rows of the next block of tokens, in the
+// order in which they lie, so that the processor's own prefetching joins in.
+#ifndef LMK_LINEAR_ATTENTION_FETCH_H
+#define LMK_LINEAR_ATTENTION_FETCH_H
+
+#include "problem.h"
+
+#define FETCH_TENSORS_MAX 8
+
+/// Rows of some heads: two axes, the one with the larger stride first. Strides are in bytes.
+typedef struct fetch_tensor {
+    const char *data;
+    size_t strides[2], counts[2], row_bytes;
+} fetch_tensor;
+
+/// The rows of a block, and how far they have been fetched.
+typedef struct fetch_list {
+    fetch_tensor tensors[FETCH_TENSORS_MAX];
+    size_t count;
+    /// Columns of 16 lines in all, and those handed out.
+    size_t columns, done;
+    /// The next one: tensor, row of the first axis, line or byte within it.
+    size_t tensor, row, at;
+} fetch_list;
+
+/// Adds rows of `tokens` tokens and `heads` heads, whose first one is at `data`.
+void lmk_fetch_add(fetch_list *list, const void *data, size_t size, size_t token_stride,
+                   size_t head_stride, size_t tokens, size_t heads, size_t width);
+
+/// Hands out `count` columns, with harmless ones when nothing is left.
+void lmk_fetch_next(fetch_list *list, size_t count, fetch_column *columns);
+
+#endif
