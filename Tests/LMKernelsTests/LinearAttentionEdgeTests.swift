@@ -132,8 +132,8 @@ extension KernelSuite {
                 problem.options.form = form
                 try withEachInstructionSet { _ in
                     let found = try problem.forward().output
-                    #expect(found.prefix(4).allSatisfy(\.isNaN))
-                    #expect(found.dropFirst(4).allSatisfy(\.isFinite))
+                    #expect(found.prefix(4).allSatisfy { $0.isNaN })
+                    #expect(found.dropFirst(4).allSatisfy { $0.isFinite })
                 }
             }
         }

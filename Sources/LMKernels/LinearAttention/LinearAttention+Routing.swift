@@ -120,17 +120,15 @@ extension LinearAttention.Memories.Routing {
             throw .tooSmall(argument: "offsets", minimum: 1, actual: 0)
         }
         for n in offsets.indices {
-            let isFirst = n == 0
             let isLast = n == offsets.count - 1
-            let lowest = isFirst ? 0 : isLast ? tokens : offsets[n - 1]
-            let highest = isFirst && !isLast ? 0 : tokens
-            guard offsets[n] >= lowest, offsets[n] <= highest else {
+            let lowest = n == 0 ? 0 : offsets[n - 1]
+            let highest = n == 0 ? 0 : tokens
+            guard offsets[n] >= lowest, offsets[n] <= highest, !isLast || offsets[n] == tokens
+            else {
                 throw .badEntry(
-                    argument: "offsets", index: n, value: offsets[n], limit: highest + 1)
+                    argument: "offsets", index: n, value: offsets[n],
+                    limit: (isLast ? tokens : highest) + 1)
             }
-        }
-        guard offsets[0] == 0 else {
-            throw .badEntry(argument: "offsets", index: 0, value: offsets[0], limit: 1)
         }
         return offsets.indices.map { offsets[$0] }
     }
