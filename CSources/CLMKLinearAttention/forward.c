@@ -275,12 +275,15 @@ static void run_chunks(const forward_call *call, const forward_unit *unit, unsig
         const size_t share = lmk_divide_up(list.columns, unit->heads);
         for (size_t i = 0; i < unit->heads; i++) {
             const forward_unit u = head_of_unit(unit, i);
-            const worker_memory memory = memory_of(call, worker, i);
-            const size_t capacity = memory.chunk.fetches * (tokens / CHUNK_TOKENS);
-            const size_t used = lmk_min(share, capacity);
-            lmk_fetch_next(&list, used, memory.chunk.fetch);
-            for (size_t j = used; j < capacity; j++)
-                memory.chunk.fetch[j] = (fetch_column){(const char *)memory.chunk.fetch, 0};
+            worker_memory memory = memory_of(call, worker, i);
+            if (list.columns > 0 && !has_states(call)) {
+                const size_t capacity = memory.chunk.fetches * (tokens / CHUNK_TOKENS),
+                             used = lmk_min(share, capacity);
+                memory.chunk.fetch = lmk_linear_fetch_memory(&memory.chunk);
+                lmk_fetch_next(&list, used, memory.chunk.fetch);
+                for (size_t j = used; j < capacity; j++)
+                    memory.chunk.fetch[j] = memory.chunk.no_fetch[0];
+            }
             advance_block(call, &u, &memory, block, lmk_min(block + tokens, end));
         }
     }

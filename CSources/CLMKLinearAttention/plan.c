@@ -18,49 +18,60 @@
 #define UNIT_STATE_BYTES ((size_t)64 << 10)
 #define BLOCK_BYTES ((size_t)256 << 10)
 
+/// Value columns that one thread takes at least.
+#define VALUE_SLICE ((size_t)32)
+
 /// Between the matrices of a chunk, so that none lies a multiple of 4 KB from another.
 #define STAGGER ((size_t)48)
 
 /// Panels that the tiles of one chunk go through while they read the state.
 static size_t fetches_of(const lmk_linear_attention *a) {
-    return panels_of(a->key_dim) * panels_of(lmk_round_up(a->value_dim, SLICE_LANES)) *
-           (CHUNK_TOKENS / READ_ROWS_MIN);
+    return panels_of(a->key_dim) * panels_of(a->value_dim) * (CHUNK_TOKENS / READ_ROWS_MIN);
+}
+
+static size_t fetch_floats(size_t columns) {
+    return lmk_round_up(sizeof(fetch_column) * columns, 64) / sizeof(float);
 }
 
 size_t lmk_linear_chunk_floats(const lmk_linear_attention *a) {
-    const size_t panels = panels_of(a->key_dim);
-    return 4 * (PANEL * panels + STAGGER) + 2 * CHUNK_TOKENS * panels + PANEL +
-           2 * CHUNK_TOKENS * SLICE_LANES + CHUNK_TOKENS +
-           sizeof(fetch_column) / sizeof(float) * (BLOCK_TOKENS / CHUNK_TOKENS) * fetches_of(a);
+    const size_t key_panels = panels_of(a->key_dim), value_panels = panels_of(a->value_dim);
+    return 4 * (PANEL * key_panels + STAGGER) + 2 * (PANEL * value_panels + STAGGER) +
+           2 * CHUNK_TOKENS * key_panels + PANEL + CHUNK_TOKENS +
+           fetch_floats((BLOCK_TOKENS / CHUNK_TOKENS) * fetches_of(a)) +
+           fetch_floats(fetches_of(a));
 }
 
 linear_chunk lmk_linear_chunk(const lmk_linear_attention *a, float *memory) {
-    const size_t panels = panels_of(a->key_dim);
-    linear_chunk c = {.panels = panels};
+    const size_t key_panels = panels_of(a->key_dim), value_panels = panels_of(a->value_dim);
+    linear_chunk c = {.panels = key_panels, .fetches = fetches_of(a)};
     const struct {
         float **matrix;
         size_t floats;
     } parts[] = {
-        {&c.q, PANEL * panels + STAGGER},
-        {&c.k, PANEL * panels + STAGGER},
-        {&c.k_transposed, PANEL * panels + STAGGER},
-        {&c.decay, PANEL * panels + STAGGER},
-        {&c.total, CHUNK_TOKENS * panels},
-        {&c.normalizer, CHUNK_TOKENS * panels},
+        {&c.q, PANEL * key_panels + STAGGER},
+        {&c.k, PANEL * key_panels + STAGGER},
+        {&c.k_transposed, PANEL * key_panels + STAGGER},
+        {&c.decay, PANEL * key_panels + STAGGER},
+        {&c.values, PANEL * value_panels + STAGGER},
+        {&c.outputs, PANEL * value_panels + STAGGER},
+        {&c.total, CHUNK_TOKENS * key_panels},
+        {&c.normalizer, CHUNK_TOKENS * key_panels},
         {&c.pairs, PANEL},
-        {&c.values, CHUNK_TOKENS * SLICE_LANES},
-        {&c.outputs, CHUNK_TOKENS * SLICE_LANES},
         {&c.divisors, CHUNK_TOKENS},
     };
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
         *parts[i].matrix = memory;
         memory += parts[i].floats;
     }
-    c.fetch = (fetch_column *)(void *)memory;
-    c.fetches = fetches_of(a);
     c.read = c.q;
     c.write = c.k;
+    c.no_fetch = (fetch_column *)(void *)memory;
+    for (size_t i = 0; i < c.fetches; i++) c.no_fetch[i] = (fetch_column){(const char *)c.q, 0};
     return c;
+}
+
+fetch_column *lmk_linear_fetch_memory(const linear_chunk *c) {
+    return (fetch_column *)(void *)((float *)(void *)c->no_fetch + fetch_floats(c->fetches));
 }
 
 int lmk_linear_is_chunked(const lmk_linear_attention *a, size_t tokens) {
@@ -73,7 +84,7 @@ int lmk_linear_is_chunked(const lmk_linear_attention *a, size_t tokens) {
 static void cut_sequences(const lmk_linear_attention *a, linear_plan *plan) {
     const size_t sequences = sequences_of(a);
     plan->segments = sequences;
-    const size_t pieces = sequences * a->heads * lmk_divide_up(a->value_dim, SLICE_LANES);
+    const size_t pieces = sequences * a->heads * lmk_divide_up(a->value_dim, VALUE_SLICE);
     if (pieces == 0 || pieces >= ENOUGH_PIECES) return;
     size_t longest = 0;
     for (size_t n = 0; n < sequences; n++) longest = lmk_max(longest, tokens_of(a, n));
@@ -92,7 +103,7 @@ static void cut_sequences(const lmk_linear_attention *a, linear_plan *plan) {
 linear_plan lmk_linear_plan(const lmk_linear_attention *a) {
     linear_plan plan = {.threads = lmk_thread_count(a->threads), .groups = 1};
     cut_sequences(a, &plan);
-    const size_t slices = lmk_divide_up(a->value_dim, SLICE_LANES);
+    const size_t slices = lmk_divide_up(a->value_dim, VALUE_SLICE);
     const size_t rows = a->batch * a->tokens;
     // Far from overflow: the states of all heads fit in memory.
     if (rows < SERIAL_WORK && rows * a->heads * a->key_dim * a->value_dim < SERIAL_WORK)
@@ -114,7 +125,7 @@ linear_plan lmk_linear_plan(const lmk_linear_attention *a) {
     plan.block_tokens =
         lmk_min(BLOCK_TOKENS, lmk_round_up(BLOCK_BYTES / token_bytes + 1, CHUNK_TOKENS));
     const size_t group_slices = lmk_divide_up(slices, plan.groups);
-    plan.group_columns = SLICE_LANES * group_slices;
+    plan.group_columns = VALUE_SLICE * group_slices;
     plan.groups = lmk_divide_up(slices, group_slices);
     return plan;
 }

@@ -10,6 +10,8 @@
 /// Floats that a chunk's matrices take.
 size_t lmk_linear_chunk_floats(const lmk_linear_attention *a);
 linear_chunk lmk_linear_chunk(const lmk_linear_attention *a, float *memory);
+/// Where the chunk's `fetch` has room for a block.
+fetch_column *lmk_linear_fetch_memory(const linear_chunk *c);
 
 /// Most sequences that are cut into segments: with more, whole ones keep every thread busy.
 #define CUT_SEQUENCES 15

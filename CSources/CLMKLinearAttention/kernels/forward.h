@@ -3,15 +3,11 @@
 static void import_state(const float *from, size_t stride, size_t rows, size_t columns,
                          float *state) {
     const size_t padded = LMK_LANES * panels_of(rows);
-    for (size_t column = 0; column < columns; column += SLICE_LANES) {
-        const size_t lanes = slice_lanes(columns - column);
-        for (size_t row = 0; row < padded; row++, state += lanes) {
-            for (size_t j = 0; j < lanes; j += LMK_LANES) {
-                const size_t at = column + j;
-                const int is_there = from && row < rows && at < columns;
-                store(state + j, is_there ? load_row(from + stride * row, LMK_FLOAT32, at, columns)
-                                          : splat(0));
-            }
+    for (size_t column = 0; column < columns; column += LMK_LANES) {
+        for (size_t row = 0; row < padded; row++, state += LMK_LANES) {
+            const int is_there = from && row < rows;
+            store(state, is_there ? load_row(from + stride * row, LMK_FLOAT32, column, columns)
+                                  : splat(0));
         }
     }
 }
@@ -19,13 +15,10 @@ static void import_state(const float *from, size_t stride, size_t rows, size_t c
 static void export_state(const float *state, size_t stride, size_t rows, size_t columns,
                          float *to) {
     const size_t padding = LMK_LANES * panels_of(rows) - rows;
-    for (size_t column = 0; column < columns; column += SLICE_LANES) {
-        const size_t lanes = slice_lanes(columns - column);
-        for (size_t row = 0; row < rows; row++, state += lanes) {
-            for (size_t j = 0; j < lanes && column + j < columns; j += LMK_LANES)
-                store_row(to + stride * row, LMK_FLOAT32, column + j, columns, load(state + j));
-        }
-        state += lanes * padding;
+    for (size_t column = 0; column < columns; column += LMK_LANES) {
+        for (size_t row = 0; row < rows; row++, state += LMK_LANES)
+            store_row(to + stride * row, LMK_FLOAT32, column, columns, load(state));
+        state += LMK_LANES * padding;
     }
 }
 
@@ -51,24 +44,34 @@ static void write_normalizer(const linear_chunk *c, int has_decay) {
     }
 }
 
+/// Returns what is left to be fetched.
 static const fetch_column *advance_chunk(const linear_head *head, const linear_chunk *c,
                                          size_t begin, size_t count, const fetch_column *fetch,
                                          float *state) {
     const int reads = head->o.data != 0, has_decay = head->decay != LMK_DECAY_NONE;
+    const size_t columns = panels_of(head->v.width), state_panel = PANEL * c->panels;
+    float factors[CHUNK_TOKENS];
     prepare_chunk(head, c, begin, count, reads);
-    if (reads && head->is_normalized) read_normalizer(c);
-    for (size_t column = 0; column < head->v.width; column += SLICE_LANES) {
-        const size_t lanes = slice_lanes(head->v.width - column);
-        load_slice(&head->v, begin, count, column, lanes, c->values);
-        if (reads) {
-            fetch = read_state(c->read, c->panels, state, lanes, MEET_EARLIER, c->pairs, c->values,
-                               fetch, c->outputs);
-            store_slice(&head->o, begin, count, column, lanes,
-                        head->is_normalized ? c->divisors : 0, c->outputs);
-        }
-        write_state(c->write, c->panels, c->values, lanes, has_decay ? c->total : 0, state);
-        state += LMK_LANES * c->panels * lanes;
+    store(factors, splat(1));
+    load_panels(&head->v, begin, count, CHUNK_TOKENS, factors, c->values);
+    if (reads) {
+        if (head->is_normalized) read_normalizer(c);
+        const state_read read = {.x = c->read,
+                                 .panels = c->panels,
+                                 .state = state,
+                                 .state_panel = state_panel,
+                                 .pairs = c->pairs,
+                                 .met = c->values,
+                                 .to = c->outputs};
+        fetch = read_state(&read, columns, MEET_EARLIER, fetch);
+        store_panels(&head->o, begin, count, head->is_normalized ? c->divisors : 0, c->outputs);
     }
+    const state_write write = {.x = c->write,
+                               .y = c->values,
+                               .row_decay = has_decay ? c->total : 0,
+                               .state = state,
+                               .state_panel = state_panel};
+    write_state(&write, c->panels, columns);
     if (head->is_normalized) write_normalizer(c, has_decay);
     return fetch;
 }
@@ -78,32 +81,32 @@ static void advance(const linear_head *head, const linear_chunk *c, size_t begin
     const fetch_column *fetch = c->fetch;
     for (size_t t = begin; t < end; t += CHUNK_TOKENS) {
         const size_t count = lmk_min(CHUNK_TOKENS, end - t);
-        fetch = advance_chunk(head, c, t, count, fetch, state);
+        if (c->fetch) fetch = advance_chunk(head, c, t, count, fetch, state);
+        else advance_chunk(head, c, t, count, c->no_fetch, state);
     }
 }
 
 /// Bidirectional: no token meets another but through the state.
 static void look(const linear_head *head, const linear_chunk *c, size_t tokens,
                  const float *state) {
-    const fetch_column *fetch = c->fetch;
     for (size_t t = 0; t < tokens; t += CHUNK_TOKENS) {
         const size_t count = lmk_min(CHUNK_TOKENS, tokens - t);
         float factors[CHUNK_TOKENS];
         row_factors(&head->q, t, count, head, head->scale, factors);
-        load_panels(&head->q, t, count, CHUNK_TOKENS, factors, c->q);
+        load_panels(&head->q, t, count, CHUNK_TOKENS, factors, c->read);
         if (head->is_normalized) {
             for (size_t i = 0; i < PANEL; i += LMK_LANES) store(c->pairs + i, splat(0));
             read_normalizer(c);
         }
-        const float *slice = state;
-        for (size_t column = 0; column < head->o.width; column += SLICE_LANES) {
-            const size_t lanes = slice_lanes(head->o.width - column);
-            fetch = read_state(c->read, c->panels, slice, lanes, MEET_NONE, 0, c->values, fetch,
-                               c->outputs);
-            store_slice(&head->o, t, count, column, lanes, head->is_normalized ? c->divisors : 0,
-                        c->outputs);
-            slice += LMK_LANES * c->panels * lanes;
-        }
+        const state_read read = {.x = c->read,
+                                 .panels = c->panels,
+                                 .state = state,
+                                 .state_panel = PANEL * c->panels,
+                                 .pairs = c->pairs,
+                                 .met = c->values,
+                                 .to = c->outputs};
+        read_state(&read, panels_of(head->o.width), MEET_NONE, c->no_fetch);
+        store_panels(&head->o, t, count, head->is_normalized ? c->divisors : 0, c->outputs);
     }
 }
 

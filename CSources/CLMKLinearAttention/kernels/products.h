@@ -20,122 +20,147 @@ typedef enum meeting {
     MEET_LATER,
 } meeting;
 
-/// Adds pairs times rows to TILE_ROWS rows from `row` on.
+/// to = x state + pairs met,  for a chunk; everything is in panels but the pairs, [16][16].
+typedef struct state_read {
+    const float *x;
+    /// Of x, and of the state's rows.
+    size_t panels;
+    const float *state;
+    /// Floats from panel to panel of the state's columns.
+    size_t state_panel;
+    const float *pairs, *met;
+    /// Not null: adds x state times weights to dots, [16][16], lane by lane.
+    const float *weights;
+    float *dots;
+    float *to;
+} state_read;
+
+#define FOR_VECTORS(VECTORS)                                                                       \
+    LMK_UNROLL                                                                                     \
+    for (int v = 0; v < VECTORS; v++)
+#define FOR_ROWS(ROWS)                                                                             \
+    LMK_UNROLL                                                                                     \
+    for (int i = 0; i < ROWS; i++)
+
+/// Adds pairs times rows FROM ..< TO of `met`.
 #define ADD_MET(ROWS, VECTORS, PAIR, FROM, TO)                                                     \
     for (size_t j = (FROM); j < (TO); j++) {                                                       \
         f32x16 y[VECTORS];                                                                         \
-        LMK_UNROLL                                                                                 \
-        for (int v = 0; v < VECTORS; v++) y[v] = load(met + lanes * j + LMK_LANES * v);            \
-        LMK_UNROLL                                                                                 \
-        for (int i = 0; i < ROWS; i++) {                                                           \
+        FOR_VECTORS(VECTORS) y[v] = load(met + LMK_LANES * j + PANEL * v);                         \
+        FOR_ROWS(ROWS) {                                                                           \
             const f32x16 pair = splat(PAIR);                                                       \
-            LMK_UNROLL                                                                             \
-            for (int v = 0; v < VECTORS; v++) sum[i][v] = pair * y[v] + sum[i][v];                 \
+            FOR_VECTORS(VECTORS) sum[i][v] = pair * y[v] + sum[i][v];                              \
         }                                                                                          \
     }
 
-/// Rows row ..< row + TILE_ROWS of  x state + pairs met,  for TILE_VECTORS 16 columns. x is a
-/// chunk's panels from that row on; `to`, [16][lanes], begins there too, `met` is [16][lanes].
+/// Rows row ..< row + ROWS of VECTORS panels of columns from `column` on.
 #define DEFINE_READ_TILE(NAME, ROWS, VECTORS, MEETING)                                             \
-    static void NAME(const float *x, size_t panels, const float *state, size_t lanes, size_t row,  \
-                     const float *pairs, const float *met, const fetch_column *fetch, float *to) { \
+    static void NAME(const state_read *r, size_t row, size_t column, const fetch_column *fetch) {  \
+        const float *x = r->x + LMK_LANES * row, *state = r->state + r->state_panel * column;      \
+        const size_t panels = r->panels, state_panel = r->state_panel;                             \
         f32x16 sum[ROWS][VECTORS];                                                                 \
-        LMK_UNROLL                                                                                 \
-        for (int i = 0; i < ROWS; i++) {                                                           \
-            LMK_UNROLL                                                                             \
-            for (int v = 0; v < VECTORS; v++) sum[i][v] = splat(0);                                \
-        }                                                                                          \
+        FOR_ROWS(ROWS) { FOR_VECTORS(VECTORS) sum[i][v] = splat(0); }                              \
         for (size_t p = 0; p < panels; p++, x += PANEL) {                                          \
             const char *next = fetch[p].data;                                                      \
             const size_t next_stride = fetch[p].stride;                                            \
             _Pragma("clang loop unroll_count(4)") for (size_t d = 0; d < LMK_LANES; d++) {         \
                 f32x16 y[VECTORS];                                                                 \
-                LMK_UNROLL                                                                         \
-                for (int v = 0; v < VECTORS; v++) y[v] = load(state + LMK_LANES * v);              \
-                LMK_UNROLL                                                                         \
-                for (int i = 0; i < ROWS; i++) {                                                   \
+                FOR_VECTORS(VECTORS) y[v] = load(state + state_panel * (size_t)v);                 \
+                FOR_ROWS(ROWS) {                                                                   \
                     const f32x16 factor = splat(x[LMK_LANES * i + d]);                             \
-                    LMK_UNROLL                                                                     \
-                    for (int v = 0; v < VECTORS; v++) sum[i][v] = factor * y[v] + sum[i][v];       \
+                    FOR_VECTORS(VECTORS) sum[i][v] = factor * y[v] + sum[i][v];                    \
                 }                                                                                  \
-                state += lanes;                                                                    \
+                state += LMK_LANES;                                                                \
                 __builtin_prefetch(next, 0, 2);                                                    \
                 next += next_stride;                                                               \
             }                                                                                      \
         }                                                                                          \
+        const size_t at = PANEL * column + LMK_LANES * row;                                        \
+        if (r->dots) {                                                                             \
+            float *const dots = r->dots + LMK_LANES * row;                                         \
+            const float *const weights = r->weights + at;                                          \
+            FOR_ROWS(ROWS) {                                                                       \
+                f32x16 dot = load(dots + LMK_LANES * i);                                           \
+                FOR_VECTORS(VECTORS)                                                               \
+                dot = sum[i][v] * load(weights + PANEL * v + LMK_LANES * i) + dot;                 \
+                store(dots + LMK_LANES * i, dot);                                                  \
+            }                                                                                      \
+        }                                                                                          \
+        const float *const pairs = r->pairs, *const met = r->met + PANEL * column,                 \
+                           *const diagonal = pairs + (LMK_LANES + 1) * row;                        \
         if (MEETING == MEET_EARLIER) {                                                             \
-            ADD_MET(ROWS, VECTORS, (pairs + LMK_LANES * row)[LMK_LANES * i + j], 0, row)           \
-            pairs += (LMK_LANES + 1) * row;                                                        \
+            const float *const left = pairs + LMK_LANES * row;                                     \
+            ADD_MET(ROWS, VECTORS, left[LMK_LANES * i + j], 0, row)                                \
             LMK_UNROLL                                                                             \
             for (int j = 0; j < ROWS; j++) {                                                       \
-                LMK_UNROLL                                                                         \
-                for (int v = 0; v < VECTORS; v++) {                                                \
-                    const f32x16 y = load(met + lanes * (row + (size_t)j) + LMK_LANES * v);        \
+                FOR_VECTORS(VECTORS) {                                                             \
+                    const f32x16 y = load(met + LMK_LANES * (row + (size_t)j) + PANEL * v);        \
                     LMK_UNROLL                                                                     \
                     for (int i = j; i < ROWS; i++)                                                 \
-                        sum[i][v] = splat(pairs[LMK_LANES * i + j]) * y + sum[i][v];               \
+                        sum[i][v] = splat(diagonal[LMK_LANES * i + j]) * y + sum[i][v];            \
                 }                                                                                  \
             }                                                                                      \
         }                                                                                          \
         if (MEETING == MEET_LATER) {                                                               \
-            const float *const diagonal = pairs + (LMK_LANES + 1) * row;                           \
             LMK_UNROLL                                                                             \
             for (int j = 0; j < ROWS; j++) {                                                       \
-                LMK_UNROLL                                                                         \
-                for (int v = 0; v < VECTORS; v++) {                                                \
-                    const f32x16 y = load(met + lanes * (row + (size_t)j) + LMK_LANES * v);        \
+                FOR_VECTORS(VECTORS) {                                                             \
+                    const f32x16 y = load(met + LMK_LANES * (row + (size_t)j) + PANEL * v);        \
                     LMK_UNROLL                                                                     \
                     for (int i = 0; i <= j; i++)                                                   \
                         sum[i][v] = splat(diagonal[LMK_LANES * j + i]) * y + sum[i][v];            \
                 }                                                                                  \
             }                                                                                      \
-            ADD_MET(ROWS, VECTORS, (pairs + row)[LMK_LANES * j + (size_t)i], row + ROWS,           \
-                    CHUNK_TOKENS)                                                                  \
+            const float *const below = pairs + row;                                                \
+            ADD_MET(ROWS, VECTORS, below[LMK_LANES * j + (size_t)i], row + ROWS, CHUNK_TOKENS)     \
         }                                                                                          \
-        LMK_UNROLL                                                                                 \
-        for (int i = 0; i < ROWS; i++) {                                                           \
-            LMK_UNROLL                                                                             \
-            for (int v = 0; v < VECTORS; v++)                                                      \
-                store(to + lanes * (size_t)i + LMK_LANES * v, sum[i][v]);                          \
-        }                                                                                          \
+        float *const to = r->to + at;                                                              \
+        FOR_ROWS(ROWS) { FOR_VECTORS(VECTORS) store(to + PANEL * v + LMK_LANES * i, sum[i][v]); }  \
     }
 
-/// ROWS rows of  state = decay state + x^T y  for VECTORS 16 columns; x points at their dimensions
-/// of token 0, y is [16][lanes]. No `decay`: as it is.
+/// state = decay state + x^T y,  for a chunk in panels. Decays are those of the state's rows, or of
+/// its columns, or there are none.
+typedef struct state_write {
+    const float *x, *y;
+    const float *row_decay, *column_decay;
+    float *state;
+    size_t state_panel;
+} state_write;
+
+/// Rows row ..< row + ROWS of VECTORS panels of columns from `column` on.
 #define DEFINE_WRITE_TILE(NAME, ROWS, VECTORS)                                                     \
-    static void NAME(const float *x, const float *y, size_t lanes, const float *decay,             \
-                     float *state) {                                                               \
+    static void NAME(const state_write *w, size_t row, size_t column) {                            \
+        const float *const x = w->x + PANEL * (row / LMK_LANES) + row % LMK_LANES,                 \
+                           *y = w->y + PANEL * column;                                             \
+        const size_t state_panel = w->state_panel;                                                 \
+        float *const state = w->state + state_panel * column + LMK_LANES * row;                    \
         f32x16 sum[ROWS][VECTORS];                                                                 \
-        LMK_UNROLL                                                                                 \
-        for (int i = 0; i < ROWS; i++) {                                                           \
-            LMK_UNROLL                                                                             \
-            for (int v = 0; v < VECTORS; v++)                                                      \
-                sum[i][v] = load(state + lanes * (size_t)i + LMK_LANES * v);                       \
+        FOR_ROWS(ROWS) {                                                                           \
+            FOR_VECTORS(VECTORS)                                                                   \
+            sum[i][v] = load(state + state_panel * (size_t)v + LMK_LANES * i);                     \
         }                                                                                          \
-        if (decay) {                                                                               \
-            LMK_UNROLL                                                                             \
-            for (int i = 0; i < ROWS; i++) {                                                       \
-                LMK_UNROLL                                                                         \
-                for (int v = 0; v < VECTORS; v++) sum[i][v] *= decay[i];                           \
+        if (w->row_decay) {                                                                        \
+            const float *const decay = w->row_decay + row;                                         \
+            FOR_ROWS(ROWS) { FOR_VECTORS(VECTORS) sum[i][v] *= decay[i]; }                         \
+        }                                                                                          \
+        if (w->column_decay) {                                                                     \
+            FOR_VECTORS(VECTORS) {                                                                 \
+                const f32x16 decay = load(w->column_decay + LMK_LANES * (column + (size_t)v));     \
+                FOR_ROWS(ROWS) sum[i][v] *= decay;                                                 \
             }                                                                                      \
         }                                                                                          \
         _Pragma("clang loop unroll_count(4)") for (size_t j = 0; j < CHUNK_TOKENS; j++) {          \
             f32x16 step[VECTORS];                                                                  \
-            LMK_UNROLL                                                                             \
-            for (int v = 0; v < VECTORS; v++) step[v] = load(y + LMK_LANES * v);                   \
-            LMK_UNROLL                                                                             \
-            for (int i = 0; i < ROWS; i++) {                                                       \
+            FOR_VECTORS(VECTORS) step[v] = load(y + PANEL * v);                                    \
+            FOR_ROWS(ROWS) {                                                                       \
                 const f32x16 factor = splat(x[LMK_LANES * j + (size_t)i]);                         \
-                LMK_UNROLL                                                                         \
-                for (int v = 0; v < VECTORS; v++) sum[i][v] = factor * step[v] + sum[i][v];        \
+                FOR_VECTORS(VECTORS) sum[i][v] = factor * step[v] + sum[i][v];                     \
             }                                                                                      \
-            y += lanes;                                                                            \
+            y += LMK_LANES;                                                                        \
         }                                                                                          \
-        LMK_UNROLL                                                                                 \
-        for (int i = 0; i < ROWS; i++) {                                                           \
-            LMK_UNROLL                                                                             \
-            for (int v = 0; v < VECTORS; v++)                                                      \
-                store(state + lanes * (size_t)i + LMK_LANES * v, sum[i][v]);                       \
+        FOR_ROWS(ROWS) {                                                                           \
+            FOR_VECTORS(VECTORS)                                                                   \
+            store(state + state_panel * (size_t)v + LMK_LANES * i, sum[i][v]);                     \
         }                                                                                          \
     }
 
@@ -155,42 +180,30 @@ DEFINE_WRITE_TILE(write_half_tile, TILE_ROWS, 1)
 #define write_half_tile write_tile
 #endif
 
-typedef void (*read_function)(const float *x, size_t panels, const float *state, size_t lanes,
-                              size_t row, const float *pairs, const float *met,
-                              const fetch_column *fetch, float *to);
-
-/// to = x state + pairs met,  [16][lanes], for one slice. Uses up `panels` entries of `fetch` for
-/// each tile and returns what follows them.
-LMK_INLINE const fetch_column *read_state(const float *x, size_t panels, const float *state,
-                                          size_t lanes, meeting met_by, const float *pairs,
-                                          const float *met, const fetch_column *fetch, float *to) {
-    const read_function whole = met_by == MEET_NONE      ? read_tile
-                                : met_by == MEET_EARLIER ? read_tile_earlier
-                                                         : read_tile_later,
-                        half = met_by == MEET_NONE      ? read_half_tile
-                               : met_by == MEET_EARLIER ? read_half_tile_earlier
-                                                        : read_half_tile_later;
-    const size_t columns = LMK_LANES * TILE_VECTORS;
-    for (size_t column = 0; column < lanes; column += columns) {
-        for (size_t row = 0; row < CHUNK_TOKENS; row += TILE_ROWS, fetch += panels) {
-            (lanes - column >= columns ? whole : half)(x + LMK_LANES * row, panels, state + column,
-                                                       lanes, row, pairs, met + column, fetch,
-                                                       to + lanes * row + column);
-        }
+/// `columns` panels of columns. Uses up `panels` entries of `fetch` for each tile, and returns what
+/// follows them.
+LMK_INLINE const fetch_column *read_state(const state_read *r, size_t columns, meeting met_by,
+                                          const fetch_column *fetch) {
+    void (*const whole)(const state_read *, size_t, size_t, const fetch_column *) =
+        met_by == MEET_NONE      ? read_tile
+        : met_by == MEET_EARLIER ? read_tile_earlier
+                                 : read_tile_later;
+    void (*const half)(const state_read *, size_t, size_t, const fetch_column *) =
+        met_by == MEET_NONE      ? read_half_tile
+        : met_by == MEET_EARLIER ? read_half_tile_earlier
+                                 : read_half_tile_later;
+    for (size_t column = 0; column < columns; column += TILE_VECTORS) {
+        for (size_t row = 0; row < CHUNK_TOKENS; row += TILE_ROWS, fetch += r->panels)
+            (columns - column >= TILE_VECTORS ? whole : half)(r, row, column, fetch);
     }
     return fetch;
 }
 
-/// state = decay state + x^T y  for one slice; x is a chunk's panels, y [16][lanes].
-LMK_INLINE void write_state(const float *x, size_t panels, const float *y, size_t lanes,
-                            const float *decay, float *state) {
-    const size_t columns = LMK_LANES * TILE_VECTORS;
-    for (size_t column = 0; column < lanes; column += columns) {
-        for (size_t row = 0; row < LMK_LANES * panels; row += TILE_ROWS) {
-            (lanes - column >= columns ? write_tile : write_half_tile)(
-                x + PANEL * (row / LMK_LANES) + row % LMK_LANES, y + column, lanes,
-                decay ? decay + row : 0, state + lanes * row + column);
-        }
+/// `panels` 16 rows and `columns` 16 columns.
+LMK_INLINE void write_state(const state_write *w, size_t panels, size_t columns) {
+    for (size_t column = 0; column < columns; column += TILE_VECTORS) {
+        for (size_t row = 0; row < LMK_LANES * panels; row += TILE_ROWS)
+            (columns - column >= TILE_VECTORS ? write_tile : write_half_tile)(w, row, column);
     }
 }
 
@@ -198,18 +211,14 @@ LMK_INLINE void write_state(const float *x, size_t panels, const float *y, size_
 static void multiply_pairs(const float *x, const float *y_transposed, size_t panels, float *pairs) {
     for (size_t row = 0; row < CHUNK_TOKENS; row += PAIR_ROWS) {
         f32x16 sum[PAIR_ROWS];
-        LMK_UNROLL
-        for (int i = 0; i < PAIR_ROWS; i++) sum[i] = splat(0);
+        FOR_ROWS(PAIR_ROWS) sum[i] = splat(0);
         const float *panel = x + LMK_LANES * row, *y = y_transposed;
         for (size_t p = 0; p < panels; p++, panel += PANEL) {
             for (size_t d = 0; d < LMK_LANES; d++, y += LMK_LANES) {
                 const f32x16 step = load(y);
-                LMK_UNROLL
-                for (int i = 0; i < PAIR_ROWS; i++)
-                    sum[i] = splat(panel[LMK_LANES * i + d]) * step + sum[i];
+                FOR_ROWS(PAIR_ROWS) sum[i] = splat(panel[LMK_LANES * i + d]) * step + sum[i];
             }
         }
-        LMK_UNROLL
-        for (int i = 0; i < PAIR_ROWS; i++) store(pairs + LMK_LANES * (row + (size_t)i), sum[i]);
+        FOR_ROWS(PAIR_ROWS) store(pairs + LMK_LANES * (row + (size_t)i), sum[i]);
     }
 }

@@ -77,57 +77,25 @@ static void row_factors(const token_rows *x, size_t begin, size_t count, const l
     }
 }
 
-LMK_INLINE void load_slice_as(const token_rows *x, lmk_dtype dtype, size_t begin, size_t count,
-                              size_t column, size_t lanes, float *to) {
+LMK_INLINE void store_panels_as(const token_rows_out *x, lmk_dtype dtype, size_t begin,
+                                size_t count, const float *divisors, const float *from) {
+    const size_t width = x->width, bytes = dtype_bytes(dtype), panels = panels_of(width);
     for (size_t i = 0; i < count; i++) {
-        const char *const row =
-            (const char *)x->data + dtype_bytes(dtype) * x->stride * (begin + i);
-        for (size_t j = 0; j < lanes; j += LMK_LANES) {
-            const size_t at = column + j;
-            store(to + lanes * i + j,
-                  at < x->width ? load_row(row, dtype, at, x->width) : splat(0));
-        }
-    }
-    for (size_t i = lanes * count; i < lanes * CHUNK_TOKENS; i += LMK_LANES)
-        store(to + i, splat(0));
-}
-
-/// Columns column ..< column + lanes of tokens begin ..< begin + count, [16][lanes]; what is not
-/// there is zero.
-static void load_slice(const token_rows *x, size_t begin, size_t count, size_t column, size_t lanes,
-                       float *to) {
-    switch (x->dtype) {
-    case LMK_FLOAT32: load_slice_as(x, LMK_FLOAT32, begin, count, column, lanes, to); break;
-    case LMK_BFLOAT16: load_slice_as(x, LMK_BFLOAT16, begin, count, column, lanes, to); break;
-    case LMK_FLOAT16: load_slice_as(x, LMK_FLOAT16, begin, count, column, lanes, to); break;
-    }
-}
-
-LMK_INLINE void store_slice_as(const token_rows_out *x, lmk_dtype dtype, size_t begin, size_t count,
-                               size_t column, size_t lanes, const float *divisors,
-                               const float *from) {
-    for (size_t i = 0; i < count; i++) {
-        char *const row = (char *)x->data + dtype_bytes(dtype) * x->stride * (begin + i);
-        for (size_t j = 0; j < lanes && column + j < x->width; j += LMK_LANES) {
-            const f32x16 y = load(from + lanes * i + j);
-            store_row(row, dtype, column + j, x->width, divisors ? y / divisors[i] : y);
+        char *const row = (char *)x->data + bytes * x->stride * (begin + i);
+        for (size_t p = 0; p < panels; p++) {
+            const f32x16 y = load(from + PANEL * p + LMK_LANES * i);
+            store_row(row, dtype, LMK_LANES * p, width, divisors ? y / divisors[i] : y);
         }
     }
 }
 
-/// Back to their tensor, divided by divisors[i] where there are some.
-static void store_slice(const token_rows_out *x, size_t begin, size_t count, size_t column,
-                        size_t lanes, const float *divisors, const float *from) {
+/// Panels back to their tensor, divided by divisors[i] where there are some.
+static void store_panels(const token_rows_out *x, size_t begin, size_t count, const float *divisors,
+                         const float *from) {
     switch (x->dtype) {
-    case LMK_FLOAT32:
-        store_slice_as(x, LMK_FLOAT32, begin, count, column, lanes, divisors, from);
-        break;
-    case LMK_BFLOAT16:
-        store_slice_as(x, LMK_BFLOAT16, begin, count, column, lanes, divisors, from);
-        break;
-    case LMK_FLOAT16:
-        store_slice_as(x, LMK_FLOAT16, begin, count, column, lanes, divisors, from);
-        break;
+    case LMK_FLOAT32: store_panels_as(x, LMK_FLOAT32, begin, count, divisors, from); break;
+    case LMK_BFLOAT16: store_panels_as(x, LMK_BFLOAT16, begin, count, divisors, from); break;
+    case LMK_FLOAT16: store_panels_as(x, LMK_FLOAT16, begin, count, divisors, from); break;
     }
 }
 

@@ -3,8 +3,8 @@
 //
 // Tokens are worked on in chunks of 16. The rows of a chunk lie in panels of 16 dimensions,
 // [panel][token][16], so that any tile of a product addresses them from one pointer. A state lies
-// in slices of 32 of its columns (the last one of 16 where that is enough), [slice][row][column],
-// its rows and columns padded by zeros to multiples of 16.
+// in panels of its columns, [panel][row][16], its rows and columns padded by zeros to multiples of
+// 16.
 #ifndef LMK_LINEAR_ATTENTION_TABLES_H
 #define LMK_LINEAR_ATTENTION_TABLES_H
 
@@ -12,7 +12,6 @@
 #include "lmk_linear_attention.h"
 
 #define CHUNK_TOKENS 16
-#define SLICE_LANES 32
 #define PANEL 256
 
 /// Rows of one head: `data` is element 0 of the first token's.
@@ -71,18 +70,19 @@ typedef struct linear_chunk {
     float *total;
     /// P, [16][16]: what lies above the diagonal is not to be used.
     float *pairs;
-    /// [16][SLICE_LANES]
+    /// v and o, in panels.
     float *values, *outputs;
-    /// What is fetched while the chunk is computed, one entry for each panel of each tile;
-    /// `fetches` of them.
-    fetch_column *fetch;
+    /// What is fetched while the chunks of a block are computed, one entry for each panel of each
+    /// tile, which are `fetches` for each chunk at most; null: nothing. As many for one chunk that
+    /// do no harm.
+    fetch_column *fetch, *no_fetch;
     size_t fetches;
     /// z, [16 panels], and q . z with the bonus, [16].
     float *normalizer, *divisors;
 } linear_chunk;
 
 typedef struct linear_attention_kernels {
-    /// Between a state or a part of its columns, [rows, columns] at `stride`, and slices. A null
+    /// Between a state or a part of its columns, [rows, columns] at `stride`, and panels. A null
     /// `from` is zero.
     void (*import_state)(const float *from, size_t stride, size_t rows, size_t columns,
                          float *state);
@@ -122,14 +122,9 @@ const linear_attention_kernels *lmk_linear_attention_kernels(void);
 
 static inline size_t panels_of(size_t dim) { return lmk_divide_up(dim, CHUNK_TOKENS); }
 
-/// Floats of a state in slices.
+/// Floats of a state in panels.
 static inline size_t state_floats(size_t key_dim, size_t value_dim) {
     return PANEL * panels_of(key_dim) * panels_of(value_dim);
-}
-
-/// Columns of a slice in memory, of `columns` that are left.
-static inline size_t slice_lanes(size_t columns) {
-    return columns > CHUNK_TOKENS ? SLICE_LANES : CHUNK_TOKENS;
 }
 
 #endif
