@@ -143,8 +143,8 @@ extension LinearAttention {
         }
     }
 
-    /// Decoding: one token of each of `shape.batch` sequences, the state in place. Token by token
-    /// whatever the form, without a sum of tokens to cut: reads and writes the states once.
+    /// Decoding: one token of each of `shape.batch` sequences, with the state in place, which is
+    /// read and written once. The form is recurrent whatever `options` says.
     ///
     /// - Parameters:
     ///   - query: q, [batch, heads, keyWidth].
@@ -186,11 +186,12 @@ extension LinearAttention {
                 argument: "stateStride", allowed: ">= 1", actual: "\(options.stateStride)")
         }
         if let offsets {
-            for n in 1..<max(1, offsets.count) {
-                guard offsets[n - 1] >= 0, offsets[n] >= offsets[n - 1],
-                    offsets[n] <= shape.tokens
-                else { return }
+            var last = 0
+            for n in offsets.indices {
+                guard offsets[n] >= last, n > 0 || offsets[n] == 0 else { return }
+                last = offsets[n]
             }
+            guard last == shape.tokens else { return }
         } else if shape.batch > 0, shape.tokens > Int.max / shape.batch {
             throw .overflow(argument: "states")
         }
