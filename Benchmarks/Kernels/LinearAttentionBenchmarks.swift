@@ -29,7 +29,7 @@ private func forward<Element: StorageElement>(
 ) {
     let way = form == .automatic ? "" : ", \(form)"
     measurement("forward \(decay) \(type.storageType)", width, threads: threads, way).register {
-        let inputs = try Inputs(type, decay, width)
+        let inputs = try LinearAttentionInputs(type, decay, width)
         var output = inputs.value
         let workspace = Workspace()
         return {
@@ -48,7 +48,7 @@ private func backward<Element: StorageElement>(
     // The states again, their gradient, and a product for each of q, k and v.
     measurement.operations *= 2.5
     measurement.register {
-        let inputs = try Inputs(type, decay, width)
+        let inputs = try LinearAttentionInputs(type, decay, width)
         let gradient = inputs.value
         var queryGradient = inputs.query
         var keyGradient = inputs.key
@@ -94,7 +94,7 @@ private func step(_ width: Int, batch: Int) {
 
 private func plainLoop(_ width: Int) {
     measurement("forward token float32", width, threads: 1, ", plain loop").register {
-        let inputs = try Inputs(Float.self, .token, width)
+        let inputs = try LinearAttentionInputs(Float.self, .token, width)
         var output = inputs.value
         var state = [Float](repeating: 0, count: width * width)
         return {
@@ -122,7 +122,7 @@ private func measurement(
 }
 
 /// Of one sequence.
-struct Inputs<Element: StorageElement>: Sendable {
+struct LinearAttentionInputs<Element: StorageElement>: Sendable {
     let shape: LinearAttention.Shape
     let query: [Element]
     let key: [Element]

@@ -29,7 +29,7 @@ private let measuredTokens = 1024
 
 /// - Parameter exact: Seconds of exact attention for `measuredTokens`.
 private func printRow(tokens: Int, exact: Double, threads: Int) throws {
-    let inputs = try Inputs(Float.self, .token, width, tokens: tokens, heads: heads)
+    let inputs = try LinearAttentionInputs(Float.self, .token, width, tokens: tokens, heads: heads)
     let gradient = inputs.value
     var output = inputs.value
     var (queryGradient, keyGradient) = (inputs.query, inputs.key)
