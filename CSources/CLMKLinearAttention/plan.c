@@ -15,8 +15,8 @@
 
 /// Bytes of the states that a worker goes back and forth between, and of the rows of a block: both
 /// stay in cache.
-#define UNIT_STATE_BYTES ((size_t)64 << 10)
-#define BLOCK_BYTES ((size_t)256 << 10)
+#define UNIT_STATE_BYTES ((size_t)512 << 10)
+#define BLOCK_BYTES ((size_t)128 << 10)
 
 /// Value columns that one thread takes at least.
 #define VALUE_SLICE ((size_t)32)

@@ -44,34 +44,59 @@ static void write_normalizer(const linear_chunk *c, int has_decay) {
     }
 }
 
+/// Panels of values that are taken together: two lines of a row. More at a time were slower where
+/// the rows come from memory.
+#define VALUE_PANELS 2
+
+/// Columns from panel `column` on, VALUE_PANELS panels at most.
+LMK_INLINE token_rows some_columns(token_rows x, size_t column) {
+    const size_t at = LMK_LANES * column;
+    x.data = (const char *)x.data + dtype_bytes(x.dtype) * at;
+    x.width = lmk_min(x.width - at, LMK_LANES * VALUE_PANELS);
+    return x;
+}
+
+LMK_INLINE token_rows_out some_columns_out(token_rows_out x, size_t column) {
+    const size_t at = LMK_LANES * column;
+    x.data = (char *)x.data + dtype_bytes(x.dtype) * at;
+    x.width = lmk_min(x.width - at, LMK_LANES * VALUE_PANELS);
+    return x;
+}
+
 /// Returns what is left to be fetched.
 static const fetch_column *advance_chunk(const linear_head *head, const linear_chunk *c,
                                          size_t begin, size_t count, const fetch_column *fetch,
                                          float *state) {
     const int reads = head->o.data != 0, has_decay = head->decay != LMK_DECAY_NONE;
-    const size_t columns = panels_of(head->v.width), state_panel = PANEL * c->panels;
-    float factors[CHUNK_TOKENS];
     prepare_chunk(head, c, begin, count, reads);
-    store(factors, splat(1));
-    load_panels(&head->v, begin, count, CHUNK_TOKENS, factors, c->values);
-    if (reads) {
-        if (head->is_normalized) read_normalizer(c);
-        const state_read read = {.x = c->read,
-                                 .panels = c->panels,
-                                 .state = state,
-                                 .state_panel = state_panel,
-                                 .pairs = c->pairs,
-                                 .met = c->values,
-                                 .to = c->outputs};
-        fetch = read_state(&read, columns, MEET_EARLIER, fetch);
-        store_panels(&head->o, begin, count, head->is_normalized ? c->divisors : 0, c->outputs);
+    if (reads && head->is_normalized) read_normalizer(c);
+    float ones[CHUNK_TOKENS];
+    store(ones, splat(1));
+    const size_t state_panel = PANEL * c->panels + 0;
+    for (size_t column = 0; column < panels_of(head->v.width); column += VALUE_PANELS) {
+        const token_rows v = some_columns(head->v, column);
+        const size_t columns = panels_of(v.width);
+        float *const part = state + state_panel * column;
+        load_panels(&v, begin, count, CHUNK_TOKENS, ones, c->values);
+        if (reads) {
+            const token_rows_out o = some_columns_out(head->o, column);
+            const state_read read = {.x = c->read,
+                                     .panels = c->panels,
+                                     .state = part,
+                                     .state_panel = state_panel,
+                                     .pairs = c->pairs,
+                                     .met = c->values,
+                                     .to = c->outputs};
+            fetch = read_state(&read, columns, MEET_EARLIER, fetch);
+            store_panels(&o, begin, count, head->is_normalized ? c->divisors : 0, c->outputs);
+        }
+        const state_write write = {.x = c->write,
+                                   .y = c->values,
+                                   .row_decay = has_decay ? c->total : 0,
+                                   .state = part,
+                                   .state_panel = state_panel};
+        write_state(&write, c->panels, columns);
     }
-    const state_write write = {.x = c->write,
-                               .y = c->values,
-                               .row_decay = has_decay ? c->total : 0,
-                               .state = state,
-                               .state_panel = state_panel};
-    write_state(&write, c->panels, columns);
     if (head->is_normalized) write_normalizer(c, has_decay);
     return fetch;
 }

@@ -180,8 +180,8 @@ DEFINE_WRITE_TILE(write_half_tile, TILE_ROWS, 1)
 #define write_half_tile write_tile
 #endif
 
-/// `columns` panels of columns. Uses up `panels` entries of `fetch` for each tile, and returns what
-/// follows them.
+/// `columns` panels of columns. Uses up `panels` entries of `fetch` for each tile,
+/// and returns what follows them.
 LMK_INLINE const fetch_column *read_state(const state_read *r, size_t columns, meeting met_by,
                                           const fetch_column *fetch) {
     void (*const whole)(const state_read *, size_t, size_t, const fetch_column *) =
@@ -199,7 +199,7 @@ LMK_INLINE const fetch_column *read_state(const state_read *r, size_t columns, m
     return fetch;
 }
 
-/// `panels` 16 rows and `columns` 16 columns.
+/// `panels` 16 rows and `columns` panels of columns.
 LMK_INLINE void write_state(const state_write *w, size_t panels, size_t columns) {
     for (size_t column = 0; column < columns; column += TILE_VECTORS) {
         for (size_t row = 0; row < LMK_LANES * panels; row += TILE_ROWS)

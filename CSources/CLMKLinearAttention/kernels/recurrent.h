@@ -112,8 +112,12 @@ static void load_steps(const linear_head *head, const linear_chunk *c, size_t be
     float factors[CHUNK_TOKENS];
     row_factors(&head->k, begin, count, head, 1, factors);
     load_panels(&head->k, begin, count, count, factors, c->k);
-    row_factors(&head->q, begin, count, head, head->scale, factors);
-    load_panels(&head->q, begin, count, count, factors, c->q);
+    if (head->o.data) {
+        row_factors(&head->q, begin, count, head, head->scale, factors);
+        load_panels(&head->q, begin, count, count, factors, c->q);
+    } else {
+        for (size_t i = 0; i < PANEL * c->panels; i += LMK_LANES) store(c->q + i, splat(0));
+    }
     if (head->decay == LMK_DECAY_KEY) {
         load_key_decays(head, begin, count, count, c->decay);
         return;
