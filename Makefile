@@ -26,17 +26,17 @@ test: deps ## unit tests, conformance vectors, memory bound, dependency by versi
 # Without the two variables OpenBLAS chooses kernels for the CPU it finds.
 BENCHMARK = cd Benchmarks && env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(SWIFT) package --disable-sandbox benchmark \
 	--target Kernels --quiet --no-progress
-CURVE = softmax of one row.*
+CURVE = (softmax of one row|linear attention over lengths).*
 
 bench: deps ## micro-benchmarks against OpenBLAS and a plain loop, as a table
 	$(BENCHMARK) --skip "$(CURVE)"
 
-curve: deps ## softmax's three algorithms over sizes, as a table and a picture
+curve: deps ## softmax over sizes, linear attention over lengths, as tables and pictures
 	$(SWIFT) build --package-path Benchmarks $(RELEASE) --product Kernels
 	"$$($(SWIFT) build --package-path Benchmarks $(RELEASE) --show-bin-path)/Kernels" --filter "$(CURVE)" \
 	| tee Benchmarks/.build/curve.txt
 	python3 -c 'import matplotlib' 2>/dev/null || python3 -m pip install --quiet matplotlib
-	python3 Benchmarks/curve.py Benchmarks/.build/curve.txt Benchmarks/softmax.png
+	python3 Benchmarks/curve.py Benchmarks/.build/curve.txt Benchmarks/softmax.png Benchmarks/linear-attention.png
 
 fuzz: deps ## compare kernels with references on random problems for a minute
 	$(SWIFT) run $(RELEASE) lmk fuzz --seconds 60

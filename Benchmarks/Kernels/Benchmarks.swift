@@ -7,4 +7,6 @@ let benchmarks: @Sendable () -> Void = {
     crossEntropyBenchmarks()
     softmaxBenchmarks()
     softmaxCurve()
+    linearAttentionBenchmarks()
+    linearAttentionCurve()
 }

@@ -101,3 +101,30 @@ func softmaxPlainly(
     }
     for j in 0..<count { y[j] /= sum }
 }
+
+/// One head of linear attention with decays of tokens, token by token.
+///
+/// - Parameters:
+///   - query: [tokens, heads, width], as are `key`, `value` and `output`.
+///   - logDecay: [tokens, heads]
+///   - state: Memory of [width, width].
+func linearAttentionPlainly(
+    query: UnsafePointer<Float>, key: UnsafePointer<Float>, value: UnsafePointer<Float>,
+    logDecay: UnsafePointer<Float>, tokens: Int, heads: Int, head: Int, width: Int,
+    state: UnsafeMutablePointer<Float>, output: UnsafeMutablePointer<Float>
+) {
+    state.update(repeating: 0, count: width * width)
+    let scale = 1 / Float(width).squareRoot()
+    for t in 0..<tokens {
+        let row = (t * heads + head) * width
+        let decay = exp(logDecay[t * heads + head])
+        let (v, o) = (value + row, output + row)
+        o.update(repeating: 0, count: width)
+        for d in 0..<width {
+            let s = state + d * width
+            let k = key[row + d]
+            for e in 0..<width { s[e] = decay * s[e] + k * v[e] }
+            add(scale * query[row + d], s, to: o, count: width)
+        }
+    }
+}

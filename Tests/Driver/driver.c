@@ -78,6 +78,7 @@ static void run_file(const char *path) {
     else if (safetensors_is(&file, "softmax") || safetensors_is(&file, "log_softmax") ||
              safetensors_is(&file, "log_sum_exp"))
         run_softmax_file(&file, name);
+    else if (safetensors_is(&file, "linear_attention")) run_linear_attention_file(&file, name);
     else complain("%s: an operator that is not known here", path);
     safetensors_free(&file);
 }
@@ -90,6 +91,7 @@ int main(int argc, char **argv) {
     run_cross_entropy_seeded();
     run_softmax_seeded();
     run_softmax_relatives();
+    run_linear_attention_seeded();
     for (int i = 1; i < argc; i++) run_file(argv[i]);
     if (failures) fprintf(stderr, "%d failures\n", failures);
     return failures ? 1 : 0;

@@ -84,6 +84,11 @@ double safetensors_number(const safetensors *file, const char *group, const char
     return !value || strncmp(value, "null", 4) == 0 ? otherwise : strtod(value, 0);
 }
 
+int safetensors_flag(const safetensors *file, const char *name) {
+    const char *const value = value_of(value_of(file->header, "attributes", "\""), name, "\\\"");
+    return value && strncmp(value, "true", 4) == 0;
+}
+
 int safetensors_is(const safetensors *file, const char *op) {
     const char *const value = value_of(file->header, "op", "\"");
     const size_t length = strlen(op);

@@ -38,4 +38,7 @@ void safetensors_check(const safetensors *file, const char *source, const char *
 double safetensors_number(const safetensors *file, const char *group, const char *name,
                           double otherwise);
 
+/// Whether an attribute is true.
+int safetensors_flag(const safetensors *file, const char *name);
+
 #endif

@@ -26,7 +26,9 @@ extension KernelSuite {
         }
 
         /// Checks a file with these bytes.
-        private func check(_ bytes: [UInt8], name: String = "case") throws -> Outcome {
+        private func check(
+            _ bytes: [UInt8], name: String = "case", form: String = "auto"
+        ) throws -> Outcome {
             let directory = FileManager.default.temporaryDirectory
                 .appendingPathComponent(UUID().uuidString)
             try FileManager.default.createDirectory(
@@ -34,7 +36,7 @@ extension KernelSuite {
             defer { try? FileManager.default.removeItem(at: directory) }
             let file = directory.appendingPathComponent(name + ".safetensors")
             try Data(bytes).write(to: file)
-            return try check([file.path])
+            return try check(["--form", form, file.path])
         }
 
         private var vectors: [String] {
@@ -229,6 +231,75 @@ extension KernelSuite {
             #expect(
                 outcome.complaints.first?.contains(malformed.message) == true,
                 "\(outcome.complaints)")
+        }
+
+        // MARK: Linear attention
+
+        @Test(arguments: ["none", "head", "token", "key"], ["F32", "BF16", "F16"])
+        func linearAttentionPasses(_ decay: String, _ dtype: String) throws {
+            for (isNormalized, hasStates, offsets) in [
+                (false, true, nil), (true, false, nil), (false, true, [0, 0, 5, 9]),
+            ] as [(Bool, Bool, [Int]?)] {
+                let file = VectorFile(
+                    linearAttention: .init(
+                        decay: decay, dtype: dtype, isNormalized: isNormalized,
+                        hasStates: hasStates, offsets: offsets))
+                for form in ["auto", "recurrent", "chunked"] {
+                    let outcome = try check(file.bytes, form: form)
+                    #expect(outcome.lines.last == "1 passed, 0 failed, 0 skipped", "\(outcome)")
+                }
+                for name in file.tolerances.keys {
+                    var wrong = file
+                    wrong.tensors[name]!.float64[1] += 0.3
+                    let outcome = try check(wrong.bytes)
+                    #expect(outcome.code == 1)
+                    #expect(outcome.lines[0].hasPrefix("FAIL case linear_attention \(name) "))
+                }
+                var other = file
+                other.attributes["scale"] = "0.5"
+                #expect(try check(other.bytes).code == (isNormalized ? 0 : 1))
+                other = file
+                other.attributes["normalize"] = "\(!isNormalized)"
+                #expect(try check(other.bytes).code == 1)
+            }
+        }
+
+        @Test func bidirectionalLinearAttentionPasses() throws {
+            for isNormalized in [false, true] {
+                var file = VectorFile(
+                    linearAttention: .init(isCausal: false, isNormalized: isNormalized))
+                #expect(try check(file.bytes).code == 0)
+                file.makeForwardOnly()
+                #expect(try check(file.bytes).code == 0)
+                file.attributes["causal"] = "true"
+                #expect(try check(file.bytes).code == 1)
+            }
+        }
+
+        @Test func linearAttentionOfNothing() throws {
+            let file = VectorFile(
+                linearAttention: .init(decay: "key", hasStates: true, tokens: 0))
+            #expect(try check(file.bytes).code == 0)
+        }
+
+        @Test(arguments: malformedLinearAttention)
+        fileprivate func malformedLinearAttentionFails(_ malformed: MalformedFile) throws {
+            var file = VectorFile(linearAttention: .init(decay: "token", hasStates: true))
+            malformed.change(&file)
+            let outcome = try check(file.bytes)
+            #expect(outcome.code == 2)
+            #expect(outcome.complaints.count == 1)
+            #expect(
+                outcome.complaints.first?.contains(malformed.message) == true,
+                "\(outcome.complaints)")
+        }
+
+        @Test func otherDecaysAreSkipped() throws {
+            var file = VectorFile(linearAttention: .init(decay: "token", hasStates: true))
+            file.attributes["decay"] = "\"value\""
+            let outcome = try check(file.bytes)
+            #expect(outcome.lines.last == "0 passed, 0 failed, 1 skipped")
+            #expect(outcome.code == 0)
         }
 
         // MARK: What is skipped, and what wins

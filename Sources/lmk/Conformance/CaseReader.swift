@@ -87,6 +87,13 @@ extension CaseReader {
         try read(try tensor(name, shape, [.int64]).integers)
     }
 
+    mutating func integersIfPresent(
+        _ name: String, _ shape: [String]
+    ) throws(ConformanceError) -> [Int]? {
+        guard let tensor = try tensorIfPresent(name, shape, [.int64]) else { return nil }
+        return try read(tensor.integers)
+    }
+
     /// Notes that values are expected, in this shape; required ones have to be.
     @discardableResult
     mutating func expect(
@@ -121,6 +128,20 @@ extension CaseReader {
     mutating func integer(_ name: String) throws(ConformanceError) -> Int {
         guard let value = try attribute(name).integerValue else {
             throw .inconsistent("attribute \(name) is not an integer")
+        }
+        return value
+    }
+
+    mutating func bool(_ name: String) throws(ConformanceError) -> Bool {
+        guard let value = try attribute(name).boolValue else {
+            throw .inconsistent("attribute \(name) is neither true nor false")
+        }
+        return value
+    }
+
+    mutating func string(_ name: String) throws(ConformanceError) -> String {
+        guard let value = try attribute(name).stringValue else {
+            throw .inconsistent("attribute \(name) is not a string")
         }
         return value
     }

@@ -39,6 +39,6 @@ struct CheckSettings {
 
 enum Conformance {
     static var operators: [any ConformanceOperator.Type] {
-        [CrossEntropyOperator.self, SoftmaxOperator.self]
+        [CrossEntropyOperator.self, SoftmaxOperator.self, LinearAttentionOperator.self]
     }
 }

@@ -20,7 +20,7 @@ struct Fuzzer {
     static var operations: [any FuzzCase.Type] {
         [
             CrossEntropyCase.self, SoftmaxCase.self, TopKCase.self, ShiftMaxCase.self,
-            AccumulatorCase.self, MatmulCase.self, ElementwiseCase.self,
+            AccumulatorCase.self, LinearAttentionCase.self, MatmulCase.self, ElementwiseCase.self,
         ]
     }
 

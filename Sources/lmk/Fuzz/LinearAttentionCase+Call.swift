@@ -1,0 +1,165 @@
+import LMKernels
+
+extension LinearAttentionCase {
+    /// What one way of calling the kernel gives, dense; what is not asked for is empty.
+    struct Found {
+        var output: [Float] = []
+        var finalState: [Float] = []
+        var finalNormalizer: [Float] = []
+        var states: [Float] = []
+        var normalizers: [Float] = []
+        var query: [Float] = []
+        var key: [Float] = []
+        var value: [Float] = []
+        var logDecay: [Float] = []
+        var bonus: [Float] = []
+        var initialState: [Float] = []
+        var initialNormalizer: [Float] = []
+
+        /// With the names for findings.
+        var arrays: [(name: String, values: [Float])] {
+            [
+                ("o", output), ("state", finalState), ("normalizer", finalNormalizer),
+                ("states", states), ("normalizers", normalizers), ("dq", query), ("dk", key),
+                ("dv", value), ("dg", logDecay), ("du", bonus), ("dS", initialState),
+                ("dz", initialNormalizer),
+            ]
+        }
+    }
+
+    func call(
+        threads: Int, _ workspace: Workspace, _ findings: inout Findings
+    ) throws(KernelError) -> Found {
+        switch storage {
+        case .float32: return try call(threads, as: Float.self, workspace, &findings)
+        case .bfloat16: return try call(threads, as: BFloat16.self, workspace, &findings)
+        case .float16:
+            #if os(macOS) && arch(x86_64)
+                return Found()
+            #else
+                return try call(threads, as: Float16.self, workspace, &findings)
+            #endif
+        }
+    }
+
+    private func empty<Element: StorageValue>(_ grid: TokenGrid, of type: Element.Type) -> [Element]
+    {
+        Array(repeating: Element(Grid.filler), count: grid.count)
+    }
+
+    /// An array that is written, with more behind it that is not.
+    private func empty(_ count: Int, if isAskedFor: Bool = true) -> [Float]? {
+        isAskedFor ? Array(repeating: Grid.filler, count: count) : nil
+    }
+
+    private func call<Element: StorageValue>(
+        _ threads: Int, as type: Element.Type, _ workspace: Workspace, _ findings: inout Findings
+    ) throws(KernelError) -> Found {
+        let q = grids.query.spread(query, as: type)
+        let k = grids.key.spread(key, as: type)
+        let v = grids.value.spread(value, as: type)
+        let g = logDecay.map { grids.logDecay.spread($0, as: Float.self) }
+        var o = empty(grids.output, of: type)
+        let rows = sequences * heads * keyWidth
+        let stored = stateStride.map {
+            shape.storedStates(stride: $0, offsets: offsets?.span) * heads * keyWidth
+        }
+        var finalState = empty(rows * valueWidth, if: !isBidirectional)
+        var finalNormalizer = empty(rows, if: !isBidirectional && isNormalized)
+        var states = empty((stored ?? 0) * valueWidth, if: stored != nil)
+        var normalizers = empty(stored ?? 0, if: stored != nil && isNormalized)
+        let (outputRange, decayRange) = (grids.output.range, grids.logDecay.range)
+        try unsafe o.withUnsafeMutableBufferPointer { o throws(KernelError) in
+            let part = o.extracting(outputRange)
+            try unsafe LinearAttention.forward(
+                query: q.span.extracting(grids.query.range),
+                key: k.span.extracting(grids.key.range),
+                value: v.span.extracting(grids.value.range),
+                logDecay: g?.span.extracting(decayRange), bonus: bonus?.span,
+                initialState: initialState?.span, initialNormalizer: initialNormalizer?.span,
+                offsets: offsets?.span, output: part.mutableSpan,
+                finalState: finalState?.mutableSpan,
+                finalNormalizer: finalNormalizer?.mutableSpan, states: states?.mutableSpan,
+                normalizers: normalizers?.mutableSpan, shape: shape,
+                options: options(threads: threads), workspace: workspace)
+        }
+        findings.expect(grids.output.hasIntactGaps(o), "wrote outside o")
+        var found = Found()
+        found.output = grids.output.dense(o)
+        found.finalState = finalState ?? []
+        found.finalNormalizer = finalNormalizer ?? []
+        found.states = states ?? []
+        found.normalizers = normalizers ?? []
+        try differentiate(q, k, v, g, threads, &found, workspace, &findings)
+        return found
+    }
+
+    private func differentiate<Element: StorageValue>(
+        _ q: [Element], _ k: [Element], _ v: [Element], _ g: [Float]?, _ threads: Int,
+        _ found: inout Found, _ workspace: Workspace, _ findings: inout Findings
+    ) throws(KernelError) {
+        let upstream = grids.outputGradient.spread(outputGradient, as: Element.self)
+        var dq = empty(grids.queryGradient, of: Element.self)
+        var dk = empty(grids.keyGradient, of: Element.self)
+        var dv = empty(grids.valueGradient, of: Element.self)
+        var dg = logDecay == nil ? nil : empty(grids.logDecayGradient, of: Float.self)
+        let rows = sequences * heads * keyWidth
+        var du = empty(heads * keyWidth, if: bonus != nil)
+        var state = empty(rows * valueWidth, if: !isBidirectional)
+        var normalizer = empty(rows, if: !isBidirectional && isNormalized)
+        let grids = grids
+        try unsafe dq.withUnsafeMutableBufferPointer { dq throws(KernelError) in
+            let dq = dq.extracting(grids.queryGradient.range)
+            try unsafe dk.withUnsafeMutableBufferPointer { dk throws(KernelError) in
+                let dk = dk.extracting(grids.keyGradient.range)
+                try unsafe dv.withUnsafeMutableBufferPointer { dv throws(KernelError) in
+                    let dv = dv.extracting(grids.valueGradient.range)
+                    try unsafe withDecays(of: &dg, grids.logDecayGradient) {
+                        dg throws(KernelError) in
+                        try unsafe LinearAttention.backward(
+                            query: q.span.extracting(grids.query.range),
+                            key: k.span.extracting(grids.key.range),
+                            value: v.span.extracting(grids.value.range),
+                            logDecay: g?.span.extracting(grids.logDecay.range),
+                            bonus: bonus?.span, initialState: initialState?.span,
+                            initialNormalizer: initialNormalizer?.span, offsets: offsets?.span,
+                            outputGradient: upstream.span.extracting(grids.outputGradient.range),
+                            finalStateGradient: finalStateGradient?.span,
+                            finalNormalizerGradient: finalNormalizerGradient?.span,
+                            queryGradient: dq.mutableSpan, keyGradient: dk.mutableSpan,
+                            valueGradient: dv.mutableSpan, logDecayGradient: dg?.mutableSpan,
+                            bonusGradient: du?.mutableSpan,
+                            initialStateGradient: state?.mutableSpan,
+                            initialNormalizerGradient: normalizer?.mutableSpan, shape: shape,
+                            options: options(threads: threads), workspace: workspace)
+                    }
+                }
+            }
+        }
+        findings.expect(grids.queryGradient.hasIntactGaps(dq), "wrote outside dq")
+        findings.expect(grids.keyGradient.hasIntactGaps(dk), "wrote outside dk")
+        findings.expect(grids.valueGradient.hasIntactGaps(dv), "wrote outside dv")
+        found.query = grids.queryGradient.dense(dq)
+        found.key = grids.keyGradient.dense(dk)
+        found.value = grids.valueGradient.dense(dv)
+        if let dg {
+            findings.expect(grids.logDecayGradient.hasIntactGaps(dg), "wrote outside dg")
+            found.logDecay = grids.logDecayGradient.dense(dg)
+        }
+        found.bonus = du ?? []
+        found.initialState = state ?? []
+        found.initialNormalizer = normalizer ?? []
+    }
+}
+
+/// The part of an array, which may be missing, that a kernel is given.
+private func withDecays(
+    of array: inout [Float]?, _ grid: TokenGrid,
+    _ body: (UnsafeMutableBufferPointer<Float>?) throws(KernelError) -> Void
+) throws(KernelError) {
+    guard var elements = array.take() else { return try body(nil) }
+    defer { array = elements }
+    try unsafe elements.withUnsafeMutableBufferPointer { buffer throws(KernelError) in
+        try unsafe body(buffer.extracting(grid.range))
+    }
+}
