@@ -2,8 +2,11 @@
 #include "plan.h"
 
 /// Chunks whose states are kept at once while they are gone through backwards, unless the memory
-/// budget asks for another number: they stay in L2.
+/// budget asks for another number.
 #define BLOCK_CHUNKS 8
+
+/// Bytes of a block's states for the heads that a worker takes side by side: they stay in L2.
+#define UNIT_BYTES ((size_t)768 << 10)
 
 typedef struct backward_call {
     const lmk_linear_attention *attention;
@@ -12,8 +15,9 @@ typedef struct backward_call {
     unsigned threads;
     /// Chunks of a block, and most blocks of a sequence.
     size_t block_chunks, blocks;
-    /// Query heads of a key head, which go together because their gradients are added.
-    size_t group;
+    /// Query heads of a key head, which go together because their gradients are added, and key
+    /// heads that one worker takes side by side, chunk by chunk, because their rows lie together.
+    size_t group, unit_keys;
     float *workers;
     size_t worker_floats;
     /// Gradients that sequences share, for each of them: of the heads' decays [N, heads] and of the
@@ -38,11 +42,10 @@ static size_t padded_keys(const lmk_linear_attention *a) {
 typedef struct backward_memory {
     linear_chunk chunk;
     linear_gradient_chunk gradient;
-    /// Of each head of a group: states at the blocks' starts, and dS.
-    float *checkpoints, *dstates;
-    /// States at the starts of a block's chunks.
-    float *states;
-    /// Sums over the heads of a group, for the tokens of a block.
+    /// Of each head of a unit: states at the blocks' starts, dS, and states at the starts of a
+    /// block's chunks.
+    float *checkpoints, *dstates, *states;
+    /// Sums over the heads of each group, for the tokens of a block.
     float *dk, *dv;
 } backward_memory;
 
@@ -52,7 +55,8 @@ static size_t lay_out(const backward_call *call, float *memory, backward_memory 
                  values = PANEL * row_panels(a), state = transposed_floats(a),
                  block = CHUNK_TOKENS * call->block_chunks,
                  // Where neither a factor for each token nor a matrix is needed.
-        spread = a->decay == LMK_DECAY_NONE ? 0 : keys, sums = call->group > 1 ? block : 0;
+        spread = a->decay == LMK_DECAY_NONE ? 0 : keys, heads = call->group * call->unit_keys,
+                 sums = call->group > 1 ? block * call->unit_keys : 0;
     *m = (backward_memory){.gradient = {.panels = row_panels(a)}};
     size_t floats = lmk_linear_chunk_layout(a, memory, &m->chunk);
     linear_chunk *const c = &m->chunk;
@@ -78,9 +82,9 @@ static size_t lay_out(const backward_call *call, float *memory, backward_memory 
         {&g->carried, CHUNK_TOKENS * key_panels},
         {&g->ddecay, keys},
         {&g->dstate, state},
-        {&m->checkpoints, state * call->blocks * call->group},
-        {&m->dstates, state * call->group},
-        {&m->states, state * call->block_chunks},
+        {&m->checkpoints, state * call->blocks * heads},
+        {&m->dstates, state * heads},
+        {&m->states, state * call->block_chunks * heads},
         {&m->dk, sums * a->key_dim},
         {&m->dv, sums * a->value_dim},
     };
@@ -97,29 +101,35 @@ static size_t lay_out(const backward_call *call, float *memory, backward_memory 
 static void choose_block(backward_call *call, size_t longest) {
     const lmk_linear_attention *const a = call->attention;
     const size_t chunks = lmk_max(1, lmk_divide_up(longest, CHUNK_TOKENS)),
-                 bytes = sizeof(float) * transposed_floats(a);
+                 bytes = sizeof(float) * transposed_floats(a) * call->group,
+                 budget = a->memory_budget / call->threads;
     size_t block = lmk_min(BLOCK_CHUNKS, chunks);
     // Twice as many while that saves memory and there is too little of it.
-    for (;;) {
-        const size_t blocks = lmk_divide_up(chunks, block), next = lmk_divide_up(chunks, 2 * block);
-        const size_t states = blocks * call->group + block,
-                     next_states = next * call->group + 2 * block;
+    for (;; block *= 2) {
+        const size_t states = lmk_divide_up(chunks, block) + block,
+                     next_states = lmk_divide_up(chunks, 2 * block) + 2 * block;
         call->block_chunks = block;
-        call->blocks = blocks;
-        const int fits =
-            a->memory_budget == 0 || states * bytes <= a->memory_budget / call->threads;
-        if (fits || next_states >= states) return;
-        block *= 2;
+        call->blocks = lmk_divide_up(chunks, block);
+        if (budget == 0 || states * bytes <= budget || next_states >= states) break;
     }
+    const size_t states = call->blocks + call->block_chunks;
+    call->unit_keys = lmk_max(1, UNIT_BYTES / (bytes * call->block_chunks));
+    if (budget > 0)
+        call->unit_keys = lmk_min(call->unit_keys, lmk_max(1, budget / (states * bytes)));
 }
 
 static backward_call plan_of(const lmk_linear_attention *a) {
     backward_call call = {.attention = a, .group = a->heads / a->key_heads};
-    const size_t sequences = sequences_of(a), units = sequences * a->key_heads;
+    const size_t sequences = sequences_of(a), keys = sequences * a->key_heads;
     size_t longest = 0;
     for (size_t n = 0; n < sequences; n++) longest = lmk_max(longest, tokens_of(a, n));
-    call.threads = (unsigned)lmk_min(lmk_linear_plan(a).threads, lmk_max(1, units));
+    call.threads = (unsigned)lmk_min(lmk_linear_plan(a).threads, lmk_max(1, keys));
     choose_block(&call, longest);
+    if (call.threads > 1) {
+        const size_t shared = keys / (2 * (size_t)call.threads);
+        call.unit_keys = lmk_min(call.unit_keys, lmk_max(1, shared));
+    }
+    call.unit_keys = lmk_min(call.unit_keys, a->key_heads);
     backward_memory memory;
     call.worker_floats = lay_out(&call, 0, &memory);
     return call;
@@ -170,13 +180,18 @@ static void export_transposed(const lmk_linear_attention *a, const float *from, 
 
 // MARK: Units of work
 
-/// The query heads of one key head, in one sequence.
+/// The query heads of some key heads, in one sequence; r counts them.
 typedef struct backward_unit {
-    size_t sequence, key_head, tokens;
+    size_t sequence, key_head, heads, tokens;
 } backward_unit;
 
 static size_t head_index(const backward_call *call, const backward_unit *u, size_t r) {
     return call->group * u->key_head + r;
+}
+
+/// Of [N, heads].
+static size_t state_index(const backward_call *call, const backward_unit *u, size_t r) {
+    return call->attention->heads * u->sequence + head_index(call, u, r);
 }
 
 static linear_head head_of(const backward_call *call, const backward_unit *u, size_t r,
@@ -195,6 +210,11 @@ static token_rows_out rows_out(const backward_call *call, const backward_unit *u
                             width};
 }
 
+/// The sums for one key head of a unit.
+static float *sums_of(const backward_call *call, float *sums, size_t key, size_t width) {
+    return sums + CHUNK_TOKENS * call->block_chunks * width * key;
+}
+
 static token_rows_out sums_out(float *sums, int is_wanted, size_t width) {
     return (token_rows_out){is_wanted ? sums : 0, width, LMK_FLOAT32, width};
 }
@@ -210,46 +230,51 @@ static linear_head_gradients gradients_of(const backward_call *call, const backw
     linear_head_gradients result = {
         .output = {output.data, output.stride, output.dtype, output.width},
         .q = rows_out(call, u, to->q, to->q_strides, head, token, a->key_dim),
-        .adds = r > 0,
+        .adds = r % call->group > 0,
     };
+    const size_t key = r / call->group;
     if (call->group > 1) {
-        result.k = sums_out(m->dk, to->k != 0, a->key_dim);
-        result.v = sums_out(m->dv, to->v != 0, a->value_dim);
+        result.k = sums_out(sums_of(call, m->dk, key, a->key_dim), to->k != 0, a->key_dim);
+        result.v = sums_out(sums_of(call, m->dv, key, a->value_dim), to->v != 0, a->value_dim);
     } else {
-        result.k = rows_out(call, u, to->k, to->k_strides, u->key_head, token, a->key_dim);
-        result.v = rows_out(call, u, to->v, to->v_strides, u->key_head, token, a->value_dim);
+        const size_t key_head = u->key_head + key;
+        result.k = rows_out(call, u, to->k, to->k_strides, key_head, token, a->key_dim);
+        result.v = rows_out(call, u, to->v, to->v_strides, key_head, token, a->value_dim);
     }
     if (to->log_decay && a->decay == LMK_DECAY_HEAD) {
-        result.log_decay = call->decays + a->heads * u->sequence + head;
+        result.log_decay = call->decays + state_index(call, u, r);
     } else if (to->log_decay) {
         result.log_decay =
             to->log_decay + row_offset(a, to->log_decay_strides, u->sequence, token, head);
         result.log_decay_stride = to->log_decay_strides.token;
     }
     if (to->bonus && a->bonus)
-        result.bonus = call->bonuses + padded_keys(a) * (a->heads * u->sequence + head);
+        result.bonus = call->bonuses + padded_keys(a) * state_index(call, u, r);
     return result;
 }
 
-/// The sums over a group's heads for the tokens of a block go to where they belong.
+static void store_rows(const backward_call *call, const float *sums, const token_rows_out *to,
+                       size_t tokens) {
+    const lmk_dtype dtype = call->attention->dtype;
+    for (size_t t = 0; to->data && t < tokens; t++) {
+        lmk_convert(sums + to->width * t, LMK_FLOAT32,
+                    (char *)to->data + lmk_dtype_size(dtype) * to->stride * t, dtype, to->width, 0);
+    }
+}
+
+/// The sums over groups of heads for the tokens of a block go to where they belong.
 static void store_sums(const backward_call *call, const backward_unit *u, const backward_memory *m,
                        size_t token, size_t tokens) {
     const lmk_linear_attention *const a = call->attention;
     const lmk_linear_attention_gradients *const to = call->gradients;
-    const token_rows_out k =
-        rows_out(call, u, to->k, to->k_strides, u->key_head, token, a->key_dim);
-    const token_rows_out v =
-        rows_out(call, u, to->v, to->v_strides, u->key_head, token, a->value_dim);
-    const size_t size = lmk_dtype_size(a->dtype);
-    for (size_t t = 0; t < tokens; t++) {
-        if (k.data) {
-            lmk_convert(m->dk + a->key_dim * t, LMK_FLOAT32, (char *)k.data + size * k.stride * t,
-                        a->dtype, a->key_dim, 0);
-        }
-        if (v.data) {
-            lmk_convert(m->dv + a->value_dim * t, LMK_FLOAT32, (char *)v.data + size * v.stride * t,
-                        a->dtype, a->value_dim, 0);
-        }
+    for (size_t key = 0; call->group > 1 && key < u->heads / call->group; key++) {
+        const size_t key_head = u->key_head + key;
+        const token_rows_out k = rows_out(call, u, to->k, to->k_strides, key_head, token,
+                                          a->key_dim),
+                             v = rows_out(call, u, to->v, to->v_strides, key_head, token,
+                                          a->value_dim);
+        store_rows(call, sums_of(call, m->dk, key, a->key_dim), &k, tokens);
+        store_rows(call, sums_of(call, m->dv, key, a->value_dim), &v, tokens);
     }
 }
 
@@ -258,46 +283,66 @@ static float *checkpoint_of(const backward_call *call, const backward_memory *m,
     return m->checkpoints + transposed_floats(call->attention) * (call->blocks * r + block);
 }
 
+/// The state before chunk `i` of a block.
+static float *state_of(const backward_call *call, const backward_memory *m, size_t r, size_t i) {
+    return m->states + transposed_floats(call->attention) * (call->block_chunks * r + i);
+}
+
 static void copy(float *to, const float *from, size_t count) {
     for (size_t i = 0; i < count; i++) to[i] = from[i];
 }
 
+/// Takes 16 tokens from `token` on into the state of head `r`.
+static void sweep(const backward_call *call, const backward_unit *u, const backward_memory *m,
+                  size_t r, size_t token, const float *from, float *to) {
+    const linear_head head = head_of(call, u, r, token);
+    call->kernels->sweep(&head, &m->chunk, &m->gradient, 0,
+                         lmk_min(CHUNK_TOKENS, u->tokens - token), from, to);
+}
+
 /// States at the starts of all blocks.
 static void keep_checkpoints(const backward_call *call, const backward_unit *u,
-                             const backward_memory *m, size_t r) {
+                             const backward_memory *m) {
     const lmk_linear_attention *const a = call->attention;
-    const size_t block = CHUNK_TOKENS * call->block_chunks,
-                 index = a->heads * u->sequence + head_index(call, u, r);
-    const linear_head head = head_of(call, u, r, 0);
-    import_transposed(a,
-                      a->initial_state ? a->initial_state + a->key_dim * a->value_dim * index : 0,
-                      a->initial_normalizer ? a->initial_normalizer + a->key_dim * index : 0,
-                      checkpoint_of(call, m, r, 0));
-    for (size_t begin = 0, b = 0; begin + block < u->tokens; begin += block, b++) {
-        const float *from = checkpoint_of(call, m, r, b);
-        float *const to = checkpoint_of(call, m, r, b + 1);
-        for (size_t t = begin; t < begin + block; t += CHUNK_TOKENS, from = to)
-            call->kernels->sweep(&head, &m->chunk, &m->gradient, t, CHUNK_TOKENS, from, to);
+    const size_t block = CHUNK_TOKENS * call->block_chunks;
+    for (size_t r = 0; r < u->heads; r++) {
+        const size_t index = state_index(call, u, r);
+        import_transposed(
+            a, a->initial_state ? a->initial_state + a->key_dim * a->value_dim * index : 0,
+            a->initial_normalizer ? a->initial_normalizer + a->key_dim * index : 0,
+            checkpoint_of(call, m, r, 0));
+    }
+    for (size_t t = 0; t + CHUNK_TOKENS <= (u->tokens - 1) / block * block; t += CHUNK_TOKENS) {
+        for (size_t r = 0; r < u->heads; r++) {
+            float *const to = checkpoint_of(call, m, r, t / block + 1);
+            sweep(call, u, m, r, t, t % block == 0 ? checkpoint_of(call, m, r, t / block) : to, to);
+        }
     }
 }
 
-/// The chunks of one block of one head, from last to first.
+/// The chunks of one block, from last to first.
 static void retreat_block(const backward_call *call, const backward_unit *u,
-                          const backward_memory *m, size_t r, size_t begin, size_t end) {
+                          const backward_memory *m, size_t begin, size_t end) {
     const size_t size = transposed_floats(call->attention),
-                 chunks = lmk_divide_up(end - begin, CHUNK_TOKENS);
-    const linear_head head = head_of(call, u, r, begin);
-    const linear_head_gradients to = gradients_of(call, u, m, r, begin);
-    copy(m->states, checkpoint_of(call, m, r, begin / (CHUNK_TOKENS * call->block_chunks)), size);
+                 chunks = lmk_divide_up(end - begin, CHUNK_TOKENS),
+                 block = begin / (CHUNK_TOKENS * call->block_chunks);
+    for (size_t r = 0; r < u->heads; r++)
+        copy(state_of(call, m, r, 0), checkpoint_of(call, m, r, block), size);
     for (size_t i = 0; i + 1 < chunks; i++) {
-        call->kernels->sweep(&head, &m->chunk, &m->gradient, CHUNK_TOKENS * i, CHUNK_TOKENS,
-                             m->states + size * i, m->states + size * (i + 1));
+        for (size_t r = 0; r < u->heads; r++) {
+            sweep(call, u, m, r, begin + CHUNK_TOKENS * i, state_of(call, m, r, i),
+                  state_of(call, m, r, i + 1));
+        }
     }
     for (size_t i = chunks; i-- > 0;) {
         const size_t t = CHUNK_TOKENS * i;
-        call->kernels->retreat(&head, &to, &m->chunk, &m->gradient, t,
-                               lmk_min(CHUNK_TOKENS, end - begin - t), m->states + size * i,
-                               m->dstates + size * r);
+        for (size_t r = 0; r < u->heads; r++) {
+            const linear_head head = head_of(call, u, r, begin);
+            const linear_head_gradients to = gradients_of(call, u, m, r, begin);
+            call->kernels->retreat(&head, &to, &m->chunk, &m->gradient, t,
+                                   lmk_min(CHUNK_TOKENS, end - begin - t), state_of(call, m, r, i),
+                                   m->dstates + size * r);
+        }
     }
 }
 
@@ -306,9 +351,9 @@ static void run_causal(const backward_call *call, const backward_unit *u,
     const lmk_linear_attention *const a = call->attention;
     const lmk_linear_attention_gradients *const to = call->gradients;
     const size_t size = transposed_floats(a), block = CHUNK_TOKENS * call->block_chunks;
-    for (size_t r = 0; r < call->group; r++) {
-        const size_t index = a->heads * u->sequence + head_index(call, u, r);
-        if (u->tokens > 0) keep_checkpoints(call, u, m, r);
+    if (u->tokens > 0) keep_checkpoints(call, u, m);
+    for (size_t r = 0; r < u->heads; r++) {
+        const size_t index = state_index(call, u, r);
         import_transposed(a,
                           to->final_state ? to->final_state + a->key_dim * a->value_dim * index : 0,
                           to->final_normalizer ? to->final_normalizer + a->key_dim * index : 0,
@@ -316,11 +361,11 @@ static void run_causal(const backward_call *call, const backward_unit *u,
     }
     for (size_t b = lmk_divide_up(u->tokens, block); b-- > 0;) {
         const size_t begin = block * b, end = lmk_min(begin + block, u->tokens);
-        for (size_t r = 0; r < call->group; r++) retreat_block(call, u, m, r, begin, end);
-        if (call->group > 1) store_sums(call, u, m, begin, end - begin);
+        retreat_block(call, u, m, begin, end);
+        store_sums(call, u, m, begin, end - begin);
     }
-    for (size_t r = 0; r < call->group; r++) {
-        const size_t index = a->heads * u->sequence + head_index(call, u, r);
+    for (size_t r = 0; r < u->heads; r++) {
+        const size_t index = state_index(call, u, r);
         export_transposed(a, m->dstates + size * r,
                           to->initial_state ? to->initial_state + a->key_dim * a->value_dim * index
                                             : 0,
@@ -331,21 +376,15 @@ static void run_causal(const backward_call *call, const backward_unit *u,
 /// Every token reads the state of the whole sequence, and writes to it.
 static void run_both_ways(const backward_call *call, const backward_unit *u,
                           const backward_memory *m) {
-    const lmk_linear_attention *const a = call->attention;
     const linear_attention_kernels *const kernels = call->kernels;
-    const size_t size = transposed_floats(a), block = CHUNK_TOKENS * call->block_chunks;
-    float *const state = m->states;
-    for (size_t i = 0; i < size; i++) state[i] = 0;
-    const linear_head first = head_of(call, u, 0, 0);
-    for (size_t t = 0; t < u->tokens; t += CHUNK_TOKENS) {
-        kernels->sweep(&first, &m->chunk, &m->gradient, t, lmk_min(CHUNK_TOKENS, u->tokens - t),
-                       state, state);
-    }
-    for (size_t r = 0; r < call->group; r++) {
+    const size_t size = transposed_floats(call->attention),
+                 block = CHUNK_TOKENS * call->block_chunks;
+    for (size_t r = 0; r < u->heads; r++) {
         const linear_head head = head_of(call, u, r, 0);
         const linear_head_gradients to = gradients_of(call, u, m, r, 0);
-        float *const dstate = m->dstates + size * r;
-        for (size_t i = 0; i < size; i++) dstate[i] = 0;
+        float *const state = m->states, *const dstate = m->dstates + size * r;
+        for (size_t i = 0; i < size; i++) state[i] = dstate[i] = 0;
+        for (size_t t = 0; t < u->tokens; t += CHUNK_TOKENS) sweep(call, u, m, r, t, state, state);
         for (size_t t = 0; t < u->tokens; t += CHUNK_TOKENS) {
             kernels->look_back(&head, &to, &m->chunk, &m->gradient, t,
                                lmk_min(CHUNK_TOKENS, u->tokens - t), state, dstate);
@@ -353,7 +392,7 @@ static void run_both_ways(const backward_call *call, const backward_unit *u,
     }
     for (size_t begin = 0; begin < u->tokens; begin += block) {
         const size_t end = lmk_min(begin + block, u->tokens);
-        for (size_t r = 0; r < call->group; r++) {
+        for (size_t r = 0; r < u->heads; r++) {
             const linear_head head = head_of(call, u, r, begin);
             const linear_head_gradients to = gradients_of(call, u, m, r, begin);
             for (size_t t = 0; t < end - begin; t += CHUNK_TOKENS) {
@@ -361,17 +400,20 @@ static void run_both_ways(const backward_call *call, const backward_unit *u,
                                     lmk_min(CHUNK_TOKENS, end - begin - t), m->dstates + size * r);
             }
         }
-        if (call->group > 1) store_sums(call, u, m, begin, end - begin);
+        store_sums(call, u, m, begin, end - begin);
     }
 }
 
 static void run_unit(void *context, size_t slot, unsigned worker) {
     const backward_call *const call = context;
     const lmk_linear_attention *const a = call->attention;
+    const size_t units = lmk_divide_up(a->key_heads, call->unit_keys), sequence = slot / units,
+                 key_head = call->unit_keys * (slot % units);
     const backward_unit u = {
-        .sequence = slot / a->key_heads,
-        .key_head = slot % a->key_heads,
-        .tokens = tokens_of(a, slot / a->key_heads),
+        .sequence = sequence,
+        .key_head = key_head,
+        .heads = call->group * lmk_min(call->unit_keys, a->key_heads - key_head),
+        .tokens = tokens_of(a, sequence),
     };
     backward_memory memory;
     lay_out(call, call->workers + call->worker_floats * worker, &memory);
@@ -457,7 +499,8 @@ lmk_status lmk_linear_attention_backward(const lmk_linear_attention *a,
     if (gradients->log_decay && decays_floats(a) > 0) call.decays = shared;
     call.bonuses = shared + decays_floats(a);
     for (size_t i = 0; i < decays_floats(a) + bonuses_floats(a); i++) shared[i] = 0;
-    lmk_parallel_for(sequences_of(a) * a->key_heads, call.threads, run_unit, &call);
+    const size_t units = lmk_divide_up(a->key_heads, call.unit_keys);
+    lmk_parallel_for(sequences_of(a) * units, call.threads, run_unit, &call);
     add_sequences(&call);
     return LMK_OK;
 }

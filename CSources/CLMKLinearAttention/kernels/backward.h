@@ -9,24 +9,20 @@ static void add_ones(float *values, size_t width, size_t count) {
 /// v in panels, with the ones.
 static void load_values(const linear_head *head, const linear_gradient_chunk *g, size_t begin,
                         size_t count) {
-    float ones[CHUNK_TOKENS];
-    store(ones, splat(1));
     if (panels_of(head->v.width) < g->panels) {
         for (size_t i = 0; i < PANEL; i += LMK_LANES)
             store(g->values + PANEL * (g->panels - 1) + i, splat(0));
     }
-    load_panels(&head->v, begin, count, CHUNK_TOKENS, ones, g->values);
+    load_panels(&head->v, begin, count, CHUNK_TOKENS, 0, g->values);
     if (head->is_normalized) add_ones(g->values, head->v.width, count);
 }
 
 /// do in panels.
 static void load_output_gradients(const linear_head_gradients *to, const linear_gradient_chunk *g,
                                   size_t begin, size_t count) {
-    float ones[CHUNK_TOKENS];
-    store(ones, splat(1));
     for (size_t i = 0; i < PANEL; i += LMK_LANES)
         store(g->outputs + PANEL * (g->panels - 1) + i, splat(0));
-    load_panels(&to->output, begin, count, CHUNK_TOKENS, ones, g->outputs);
+    load_panels(&to->output, begin, count, CHUNK_TOKENS, 0, g->outputs);
 }
 
 static void clear(float *x, size_t count) {
@@ -46,6 +42,13 @@ static void sweep(const linear_head *head, const linear_chunk *c, const linear_g
     write_state(&write, g->panels, c->panels);
 }
 
+LMK_INLINE void read_state_by(const state_read *read, size_t panels, meeting met_by,
+                              const linear_chunk *c) {
+    if (met_by == MEET_NONE) read_state(read, panels, MEET_NONE, c->no_fetch);
+    else if (met_by == MEET_EARLIER) read_state(read, panels, MEET_EARLIER, c->no_fetch);
+    else read_state(read, panels, MEET_LATER, c->no_fetch);
+}
+
 /// x state,  keys in the state's columns, and its sums with weights; then pairs.
 static void read_keys(const linear_chunk *c, const linear_gradient_chunk *g, const float *x,
                       const float *state, const float *weights, float *dots, meeting met_by,
@@ -60,9 +63,7 @@ static void read_keys(const linear_chunk *c, const linear_gradient_chunk *g, con
                              .weights = weights,
                              .dots = dots,
                              .to = to};
-    if (met_by == MEET_NONE) read_state(&read, c->panels, MEET_NONE, c->no_fetch);
-    else if (met_by == MEET_EARLIER) read_state(&read, c->panels, MEET_EARLIER, c->no_fetch);
-    else read_state(&read, c->panels, MEET_LATER, c->no_fetch);
+    read_state_by(&read, c->panels, met_by, c);
 }
 
 /// Where outputs are divided by q . z: do becomes the gradient of what is divided, and that of the
@@ -235,9 +236,8 @@ static void key_gradients(const linear_head *head, const linear_chunk *c,
 }
 
 /// dv, and dS.
-static void value_gradients(const linear_head *head, const linear_chunk *c,
-                            const linear_gradient_chunk *g, meeting met_by, const float *dstate) {
-    (void)head;
+static void value_gradients(const linear_chunk *c, const linear_gradient_chunk *g, meeting met_by,
+                            const float *dstate) {
     transpose_state(c, g, dstate);
     const state_read read = {.x = c->write,
                              .panels = c->panels,
@@ -246,8 +246,7 @@ static void value_gradients(const linear_head *head, const linear_chunk *c,
                              .pairs = c->pairs,
                              .met = g->outputs,
                              .to = g->dv};
-    if (met_by == MEET_NONE) read_state(&read, g->panels, MEET_NONE, c->no_fetch);
-    else read_state(&read, g->panels, MEET_LATER, c->no_fetch);
+    read_state_by(&read, g->panels, met_by, c);
 }
 
 static void store_decay_gradients(const linear_head *head, const linear_head_gradients *to,
@@ -283,7 +282,7 @@ static void retreat(const linear_head *head, const linear_head_gradients *to, co
     else token_gradients(head, c, g, state, dstate);
     if (has_decay && to->log_decay) store_decay_gradients(head, to, c, g, begin, count);
     if (head->bonus) bonus_gradients(head, to, c, g);
-    value_gradients(head, c, g, MEET_LATER, dstate);
+    value_gradients(c, g, MEET_LATER, dstate);
     const state_write write = {.x = g->outputs,
                                .y = c->read,
                                .column_decay = has_decay ? c->total : 0,
@@ -323,7 +322,7 @@ static void write_back(const linear_head *head, const linear_head_gradients *to,
     prepare_chunk(head, c, begin, count, 0);
     load_values(head, g, begin, count);
     read_keys(c, g, g->values, dstate, 0, 0, MEET_NONE, c->pairs, c->k, g->dk);
-    value_gradients(head, c, g, MEET_NONE, dstate);
+    value_gradients(c, g, MEET_NONE, dstate);
     finish_gradients(head, &head->k, begin, count, 1, c, g->dk);
     put_gradients(&to->k, to->adds, begin, count, g->dk);
     put_gradients(&to->v, to->adds, begin, count, g->dv);

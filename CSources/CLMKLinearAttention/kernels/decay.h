@@ -151,8 +151,8 @@ static void prepare_chunk(const linear_head *head, const linear_chunk *c, size_t
                           size_t count, int reads) {
     const int has_bonus = head->bonus != 0;
     float factors[CHUNK_TOKENS];
-    row_factors(&head->k, begin, count, head, 1, factors);
-    load_panels(&head->k, begin, count, CHUNK_TOKENS, factors, c->k);
+    if (head->has_unit_length) row_factors(&head->k, begin, count, head, 1, factors);
+    load_panels(&head->k, begin, count, CHUNK_TOKENS, head->has_unit_length ? factors : 0, c->k);
     if (reads) {
         row_factors(&head->q, begin, count, head, head->scale, factors);
         load_panels(&head->q, begin, count, CHUNK_TOKENS, factors, c->q);

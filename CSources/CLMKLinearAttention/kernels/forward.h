@@ -70,14 +70,12 @@ static const fetch_column *advance_chunk(const linear_head *head, const linear_c
     const int reads = head->o.data != 0, has_decay = head->decay != LMK_DECAY_NONE;
     prepare_chunk(head, c, begin, count, reads);
     if (reads && head->is_normalized) read_normalizer(c);
-    float ones[CHUNK_TOKENS];
-    store(ones, splat(1));
     const size_t state_panel = PANEL * c->panels + 0;
     for (size_t column = 0; column < panels_of(head->v.width); column += VALUE_PANELS) {
         const token_rows v = some_columns(head->v, column);
         const size_t columns = panels_of(v.width);
         float *const part = state + state_panel * column;
-        load_panels(&v, begin, count, CHUNK_TOKENS, ones, c->values);
+        load_panels(&v, begin, count, CHUNK_TOKENS, 0, c->values);
         if (reads) {
             const token_rows_out o = some_columns_out(head->o, column);
             const state_read read = {.x = c->read,
