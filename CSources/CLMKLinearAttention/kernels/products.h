@@ -5,10 +5,13 @@
 #define TILE_ROWS 8
 #define TILE_VECTORS 2
 #define PAIR_ROWS 16
+/// Dimensions that one pass over the rows of pairs with decays per key takes.
+#define PAIR_STEPS 4
 #else
 #define TILE_ROWS 4
 #define TILE_VECTORS 1
 #define PAIR_ROWS 4
+#define PAIR_STEPS 2
 #endif
 
 /// Which tokens a token of a chunk meets.
