@@ -296,8 +296,14 @@ static void copy(float *to, const float *from, size_t count) {
 static void sweep(const backward_call *call, const backward_unit *u, const backward_memory *m,
                   size_t r, size_t token, const float *from, float *to) {
     const linear_head head = head_of(call, u, r, token);
-    call->kernels->sweep(&head, &m->chunk, &m->gradient, 0,
-                         lmk_min(CHUNK_TOKENS, u->tokens - token), from, to);
+    linear_chunk chunk = m->chunk;
+    const int is_last = r + 1 == u->heads;
+    if (!is_last || token + CHUNK_TOKENS < u->tokens) {
+        const linear_head next = head_of(call, u, is_last ? 0 : r + 1, token);
+        chunk.near = head_rows(&next, is_last ? CHUNK_TOKENS : 0, 0);
+    }
+    call->kernels->sweep(&head, &chunk, &m->gradient, 0, lmk_min(CHUNK_TOKENS, u->tokens - token),
+                         from, to);
 }
 
 /// States at the starts of all blocks.
@@ -339,7 +345,15 @@ static void retreat_block(const backward_call *call, const backward_unit *u,
         for (size_t r = 0; r < u->heads; r++) {
             const linear_head head = head_of(call, u, r, begin);
             const linear_head_gradients to = gradients_of(call, u, m, r, begin);
-            call->kernels->retreat(&head, &to, &m->chunk, &m->gradient, t,
+            linear_chunk chunk = m->chunk;
+            const int is_last = r + 1 == u->heads;
+            if (!is_last || t > 0) {
+                const size_t after = is_last ? 0 : r + 1;
+                const linear_head next = head_of(call, u, after, begin);
+                chunk.near = head_rows(&next, is_last ? t - CHUNK_TOKENS : t, 1);
+                add_near_rows(&chunk.near, gradients_of(call, u, m, after, begin).output);
+            }
+            call->kernels->retreat(&head, &to, &chunk, &m->gradient, t,
                                    lmk_min(CHUNK_TOKENS, end - begin - t), state_of(call, m, r, i),
                                    m->dstates + size * r);
         }

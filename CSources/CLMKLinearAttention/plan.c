@@ -116,7 +116,8 @@ linear_plan lmk_linear_plan(const lmk_linear_attention *a) {
     const size_t state_bytes = sizeof(float) * state_floats(a->key_dim, a->value_dim);
     plan.unit_heads = lmk_max(1, UNIT_STATE_BYTES / state_bytes);
     if (plan.threads > 1) {
-        const size_t shared = units / (2 * (size_t)plan.threads);
+        const size_t workers = plan.threads,
+                     shared = units / (units % workers == 0 ? workers : 2 * workers);
         plan.unit_heads = lmk_min(plan.unit_heads, lmk_max(1, shared));
     }
     plan.unit_heads = lmk_min(plan.unit_heads, a->heads);

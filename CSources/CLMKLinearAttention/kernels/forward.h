@@ -109,10 +109,10 @@ static void advance(const linear_head *head, const linear_chunk *c, size_t begin
     const fetch_column *fetch = c->fetch;
     for (size_t t = begin; t < end; t += CHUNK_TOKENS) {
         const size_t count = lmk_min(CHUNK_TOKENS, end - t);
+        const near_rows rows =
+            t + count < end ? head_rows(head, t + count, head->o.data != 0) : c->near;
         fetch_column near[NEAR_COLUMNS];
-        size_t nears = 0;
-        if (t + count < end) nears = near_rows(head, t + count, near);
-        else if (c->next) nears = near_rows(c->next, c->next_token, near);
+        const size_t nears = near_columns(&rows, near);
         if (c->fetch) fetch = advance_chunk(head, c, t, count, fetch, near, nears, state);
         else advance_chunk(head, c, t, count, c->no_fetch, near, nears, state);
     }

@@ -53,6 +53,16 @@ typedef struct fetch_column {
     size_t stride;
 } fetch_column;
 
+/// Rows of 16 tokens from `token` on.
+typedef struct near_rows {
+    token_rows rows[5];
+    size_t count, token;
+} near_rows;
+
+static inline void add_near_rows(near_rows *near, token_rows rows) {
+    if (rows.data) near->rows[near->count++] = rows;
+}
+
 /// One chunk as matrices. `panels` is key_dim / 16, rounded up.
 typedef struct linear_chunk {
     size_t panels;
@@ -78,13 +88,25 @@ typedef struct linear_chunk {
     /// tile, which are `fetches` for each chunk at most; null: nothing. As many for one chunk that
     /// do no harm.
     fetch_column *fetch, *no_fetch;
-    /// Whose rows come next, from which token on: they are brought into L1. Null: nobody's.
-    const linear_head *next;
-    size_t next_token;
+    /// What is read next: it is brought into L1 meanwhile.
+    near_rows near;
     size_t fetches;
     /// z, [16 panels], and q . z with the bonus, [16].
     float *normalizer, *divisors;
 } linear_chunk;
+
+/// What a chunk of a head reads.
+static inline near_rows head_rows(const linear_head *head, size_t token, int reads) {
+    near_rows near = {.token = token};
+    add_near_rows(&near, head->k);
+    if (reads) add_near_rows(&near, head->q);
+    if (head->decay == LMK_DECAY_KEY) {
+        add_near_rows(&near, (token_rows){head->log_decay, head->log_decay_stride, LMK_FLOAT32,
+                                          head->k.width});
+    }
+    add_near_rows(&near, head->v);
+    return near;
+}
 
 /// Where the gradients of a head go; what has no data is not computed. Those of k and v are added
 /// to what is there where `adds`.
