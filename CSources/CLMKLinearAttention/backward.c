@@ -1,155 +1,5 @@
 // Backward: the states at the chunks' starts again, then chunks from last to first.
-#include "plan.h"
-
-/// Chunks whose states are kept at once while they are gone through backwards, unless the memory
-/// budget asks for another number.
-#define BLOCK_CHUNKS 8
-
-/// Bytes of a block's states for the heads that a worker takes side by side: they stay in L2.
-#define UNIT_BYTES ((size_t)768 << 10)
-
-typedef struct backward_call {
-    const lmk_linear_attention *attention;
-    const lmk_linear_attention_gradients *gradients;
-    const linear_attention_kernels *kernels;
-    unsigned threads;
-    /// Chunks of a block, and most blocks of a sequence.
-    size_t block_chunks, blocks;
-    /// Query heads of a key head, which go together because their gradients are added, and key
-    /// heads that one worker takes side by side, chunk by chunk, because their rows lie together.
-    size_t group, unit_keys;
-    float *workers;
-    size_t worker_floats;
-    /// Gradients that sequences share, for each of them: of the heads' decays [N, heads] and of the
-    /// bonus [N, heads, 16 key panels].
-    float *decays, *bonuses;
-} backward_call;
-
-/// Of the transposed state.
-static size_t row_panels(const lmk_linear_attention *a) {
-    return panels_of(a->value_dim + (a->is_normalized ? 1 : 0));
-}
-
-static size_t transposed_floats(const lmk_linear_attention *a) {
-    return PANEL * row_panels(a) * panels_of(a->key_dim);
-}
-
-static size_t padded_keys(const lmk_linear_attention *a) {
-    return CHUNK_TOKENS * panels_of(a->key_dim);
-}
-
-/// What one worker has.
-typedef struct backward_memory {
-    linear_chunk chunk;
-    linear_gradient_chunk gradient;
-    /// Of each head of a unit: states at the blocks' starts, dS, and states at the starts of a
-    /// block's chunks.
-    float *checkpoints, *dstates, *states;
-    /// Sums over the heads of each group, for the tokens of a block.
-    float *dk, *dv;
-} backward_memory;
-
-static size_t lay_out(const backward_call *call, float *memory, backward_memory *m) {
-    const lmk_linear_attention *const a = call->attention;
-    const size_t key_panels = panels_of(a->key_dim), keys = PANEL * key_panels,
-                 values = PANEL * row_panels(a), state = transposed_floats(a),
-                 block = CHUNK_TOKENS * call->block_chunks,
-                 // Where neither a factor for each token nor a matrix is needed.
-        spread = a->decay == LMK_DECAY_NONE ? 0 : keys, heads = call->group * call->unit_keys,
-                 sums = call->group > 1 ? block * call->unit_keys : 0;
-    *m = (backward_memory){.gradient = {.panels = row_panels(a)}};
-    size_t floats = lmk_linear_chunk_layout(a, memory, &m->chunk);
-    linear_chunk *const c = &m->chunk;
-    linear_gradient_chunk *const g = &m->gradient;
-    const matrix_part parts[] = {
-        {&c->read, spread},
-        {&c->write, spread},
-        {&c->before, spread},
-        {&c->after, spread},
-        {&g->values, values},
-        {&g->outputs, values},
-        {&g->values_transposed, values},
-        {&g->values_after, values},
-        {&g->outputs_before, values},
-        {&g->dq, keys},
-        {&g->dk, keys},
-        {&g->dv, values},
-        {&g->dpairs, PANEL},
-        {&g->weights, PANEL},
-        {&g->products, PANEL},
-        {&g->read_dots, PANEL},
-        {&g->write_dots, PANEL},
-        {&g->carried, CHUNK_TOKENS * key_panels},
-        {&g->ddecay, keys},
-        {&g->dstate, state},
-        {&m->checkpoints, state * call->blocks * heads},
-        {&m->dstates, state * heads},
-        {&m->states, state * call->block_chunks * heads},
-        {&m->dk, sums * a->key_dim},
-        {&m->dv, sums * a->value_dim},
-    };
-    floats += lmk_linear_lay_out(parts, sizeof parts / sizeof *parts, memory ? memory + floats : 0);
-    if (a->decay == LMK_DECAY_NONE) {
-        c->read = c->q;
-        c->write = c->k;
-        c->before = c->after = 0;
-    }
-    return lmk_round_up(floats, 32);
-}
-
-/// Chooses the block: most states are kept twice, at the blocks' starts and inside one.
-static void choose_block(backward_call *call, size_t longest) {
-    const lmk_linear_attention *const a = call->attention;
-    const size_t chunks = lmk_max(1, lmk_divide_up(longest, CHUNK_TOKENS)),
-                 bytes = sizeof(float) * transposed_floats(a) * call->group,
-                 budget = a->memory_budget / call->threads;
-    size_t block = lmk_min(BLOCK_CHUNKS, chunks);
-    // Twice as many while that saves memory and there is too little of it.
-    for (;; block *= 2) {
-        const size_t states = lmk_divide_up(chunks, block) + block,
-                     next_states = lmk_divide_up(chunks, 2 * block) + 2 * block;
-        call->block_chunks = block;
-        call->blocks = lmk_divide_up(chunks, block);
-        if (budget == 0 || states * bytes <= budget || next_states >= states) break;
-    }
-    const size_t states = call->blocks + call->block_chunks;
-    call->unit_keys = lmk_max(1, UNIT_BYTES / (bytes * call->block_chunks));
-    if (budget > 0)
-        call->unit_keys = lmk_min(call->unit_keys, lmk_max(1, budget / (states * bytes)));
-}
-
-static backward_call plan_of(const lmk_linear_attention *a) {
-    backward_call call = {.attention = a, .group = a->heads / a->key_heads};
-    const size_t sequences = sequences_of(a), keys = sequences * a->key_heads;
-    size_t longest = 0;
-    for (size_t n = 0; n < sequences; n++) longest = lmk_max(longest, tokens_of(a, n));
-    call.threads = (unsigned)lmk_min(lmk_linear_plan(a).threads, lmk_max(1, keys));
-    choose_block(&call, longest);
-    if (call.threads > 1) {
-        const size_t shared = keys / (2 * (size_t)call.threads);
-        call.unit_keys = lmk_min(call.unit_keys, lmk_max(1, shared));
-    }
-    call.unit_keys = lmk_min(call.unit_keys, a->key_heads);
-    backward_memory memory;
-    call.worker_floats = lay_out(&call, 0, &memory);
-    return call;
-}
-
-static size_t decays_floats(const lmk_linear_attention *a) {
-    return a->decay == LMK_DECAY_HEAD ? lmk_round_up(sequences_of(a) * a->heads, 16) : 0;
-}
-
-static size_t bonuses_floats(const lmk_linear_attention *a) {
-    return a->bonus ? sequences_of(a) * a->heads * padded_keys(a) : 0;
-}
-
-size_t lmk_linear_attention_backward_workspace_size(const lmk_linear_attention *a) {
-    if (lmk_linear_attention_check(a, 0, 0) != LMK_OK) return 0;
-    const backward_call call = plan_of(a);
-    return sizeof(float) *
-               (call.threads * call.worker_floats + decays_floats(a) + bonuses_floats(a)) +
-           64;
-}
+#include "backward_plan.h"
 
 // MARK: Transposed states
 
@@ -180,8 +30,9 @@ static void export_transposed(const lmk_linear_attention *a, const float *from, 
 
 // MARK: Units of work
 
-/// The query heads of some key heads, in one sequence; r counts them.
+/// The query heads of some key heads, in one segment; r counts them. Tokens count from its begin.
 typedef struct backward_unit {
+    linear_segment segment;
     size_t sequence, key_head, heads, tokens;
 } backward_unit;
 
@@ -197,15 +48,15 @@ static size_t state_index(const backward_call *call, const backward_unit *u, siz
 static linear_head head_of(const backward_call *call, const backward_unit *u, size_t r,
                            size_t token) {
     const lmk_linear_attention *const a = call->attention;
-    return lmk_linear_attention_head(a, 0, u->sequence, head_index(call, u, r), token, 0,
-                                     a->value_dim);
+    return lmk_linear_attention_head(a, 0, u->sequence, head_index(call, u, r),
+                                     u->segment.begin + token, 0, a->value_dim);
 }
 
 static token_rows_out rows_out(const backward_call *call, const backward_unit *u, void *data,
                                lmk_token_strides strides, size_t head, size_t token, size_t width) {
     const lmk_linear_attention *const a = call->attention;
     if (!data) return (token_rows_out){0};
-    const size_t at = row_offset(a, strides, u->sequence, token, head);
+    const size_t at = row_offset(a, strides, u->sequence, u->segment.begin + token, head);
     return (token_rows_out){(char *)data + lmk_dtype_size(a->dtype) * at, strides.token, a->dtype,
                             width};
 }
@@ -242,14 +93,14 @@ static linear_head_gradients gradients_of(const backward_call *call, const backw
         result.v = rows_out(call, u, to->v, to->v_strides, key_head, token, a->value_dim);
     }
     if (to->log_decay && a->decay == LMK_DECAY_HEAD) {
-        result.log_decay = call->decays + state_index(call, u, r);
+        result.log_decay = call->decays + a->heads * u->segment.index + head;
     } else if (to->log_decay) {
-        result.log_decay =
-            to->log_decay + row_offset(a, to->log_decay_strides, u->sequence, token, head);
+        result.log_decay = to->log_decay + row_offset(a, to->log_decay_strides, u->sequence,
+                                                      u->segment.begin + token, head);
         result.log_decay_stride = to->log_decay_strides.token;
     }
     if (to->bonus && a->bonus)
-        result.bonus = call->bonuses + padded_keys(a) * state_index(call, u, r);
+        result.bonus = call->bonuses + padded_keys(a) * (a->heads * u->segment.index + head);
     return result;
 }
 
@@ -288,6 +139,17 @@ static float *state_of(const backward_call *call, const backward_memory *m, size
     return m->states + transposed_floats(call->attention) * (call->block_chunks * r + i);
 }
 
+/// A piece, and its parts.
+static float *piece_of(const backward_call *call, size_t segment, size_t head) {
+    return call->pieces + call->piece_floats * (call->attention->heads * segment + head);
+}
+static float *piece_state(const backward_call *call, float *piece) {
+    return piece + padded_keys(call->attention);
+}
+static float *piece_dstate(const backward_call *call, float *piece) {
+    return piece_state(call, piece) + transposed_floats(call->attention);
+}
+
 static void copy(float *to, const float *from, size_t count) {
     for (size_t i = 0; i < count; i++) to[i] = from[i];
 }
@@ -306,18 +168,47 @@ static void sweep(const backward_call *call, const backward_unit *u, const backw
                          from, to);
 }
 
+/// The state before a unit's tokens.
+static void import_start(const backward_call *call, const backward_unit *u, size_t r, float *to) {
+    const lmk_linear_attention *const a = call->attention;
+    const size_t index = state_index(call, u, r);
+    if (!u->segment.is_first) {
+        float *const before = piece_of(call, u->segment.index - 1, head_index(call, u, r));
+        copy(to, piece_state(call, before), transposed_floats(a));
+        return;
+    }
+    import_transposed(a,
+                      a->initial_state ? a->initial_state + a->key_dim * a->value_dim * index : 0,
+                      a->initial_normalizer ? a->initial_normalizer + a->key_dim * index : 0, to);
+}
+
+/// The gradient of the final state.
+static void import_final(const backward_call *call, size_t index, float *to) {
+    const lmk_linear_attention *const a = call->attention;
+    const lmk_linear_attention_gradients *const from = call->gradients;
+    import_transposed(a,
+                      from->final_state ? from->final_state + a->key_dim * a->value_dim * index : 0,
+                      from->final_normalizer ? from->final_normalizer + a->key_dim * index : 0, to);
+}
+
+/// The gradient of the state after a unit's tokens.
+static void import_end(const backward_call *call, const backward_unit *u, size_t r, float *to) {
+    const size_t size = transposed_floats(call->attention), head = head_index(call, u, r);
+    if (!call->plan.cuts) {
+        import_final(call, state_index(call, u, r), to);
+    } else if (u->segment.is_last) {
+        // The first segment may already have written over it: join_pieces has a copy.
+        copy(to, piece_state(call, piece_of(call, u->segment.index, head)), size);
+    } else {
+        copy(to, piece_dstate(call, piece_of(call, u->segment.index + 1, head)), size);
+    }
+}
+
 /// States at the starts of all blocks.
 static void keep_checkpoints(const backward_call *call, const backward_unit *u,
                              const backward_memory *m) {
-    const lmk_linear_attention *const a = call->attention;
     const size_t block = CHUNK_TOKENS * call->block_chunks;
-    for (size_t r = 0; r < u->heads; r++) {
-        const size_t index = state_index(call, u, r);
-        import_transposed(
-            a, a->initial_state ? a->initial_state + a->key_dim * a->value_dim * index : 0,
-            a->initial_normalizer ? a->initial_normalizer + a->key_dim * index : 0,
-            checkpoint_of(call, m, r, 0));
-    }
+    for (size_t r = 0; r < u->heads; r++) import_start(call, u, r, checkpoint_of(call, m, r, 0));
     for (size_t t = 0; t + CHUNK_TOKENS <= (u->tokens - 1) / block * block; t += CHUNK_TOKENS) {
         for (size_t r = 0; r < u->heads; r++) {
             float *const to = checkpoint_of(call, m, r, t / block + 1);
@@ -366,19 +257,13 @@ static void run_causal(const backward_call *call, const backward_unit *u,
     const lmk_linear_attention_gradients *const to = call->gradients;
     const size_t size = transposed_floats(a), block = CHUNK_TOKENS * call->block_chunks;
     if (u->tokens > 0) keep_checkpoints(call, u, m);
-    for (size_t r = 0; r < u->heads; r++) {
-        const size_t index = state_index(call, u, r);
-        import_transposed(a,
-                          to->final_state ? to->final_state + a->key_dim * a->value_dim * index : 0,
-                          to->final_normalizer ? to->final_normalizer + a->key_dim * index : 0,
-                          m->dstates + size * r);
-    }
+    for (size_t r = 0; r < u->heads; r++) import_end(call, u, r, m->dstates + size * r);
     for (size_t b = lmk_divide_up(u->tokens, block); b-- > 0;) {
         const size_t begin = block * b, end = lmk_min(begin + block, u->tokens);
         retreat_block(call, u, m, begin, end);
         store_sums(call, u, m, begin, end - begin);
     }
-    for (size_t r = 0; r < u->heads; r++) {
+    for (size_t r = 0; u->segment.is_first && r < u->heads; r++) {
         const size_t index = state_index(call, u, r);
         export_transposed(a, m->dstates + size * r,
                           to->initial_state ? to->initial_state + a->key_dim * a->value_dim * index
@@ -418,36 +303,99 @@ static void run_both_ways(const backward_call *call, const backward_unit *u,
     }
 }
 
-static void run_unit(void *context, size_t slot, unsigned worker) {
-    const backward_call *const call = context;
+static backward_unit unit_of(const backward_call *call, size_t slot) {
     const lmk_linear_attention *const a = call->attention;
-    const size_t units = lmk_divide_up(a->key_heads, call->unit_keys), sequence = slot / units,
+    const size_t units = lmk_divide_up(a->key_heads, call->unit_keys),
                  key_head = call->unit_keys * (slot % units);
-    const backward_unit u = {
-        .sequence = sequence,
+    const linear_segment segment = lmk_linear_segment(a, &call->plan, slot / units);
+    return (backward_unit){
+        .segment = segment,
+        .sequence = segment.sequence,
         .key_head = key_head,
         .heads = call->group * lmk_min(call->unit_keys, a->key_heads - key_head),
-        .tokens = tokens_of(a, sequence),
+        .tokens = segment.end - segment.begin,
     };
+}
+
+static void run_unit(void *context, size_t slot, unsigned worker) {
+    const backward_call *const call = context;
+    const backward_unit u = unit_of(call, slot);
     backward_memory memory;
-    lay_out(call, call->workers + call->worker_floats * worker, &memory);
-    if (a->is_bidirectional) run_both_ways(call, &u, &memory);
+    lmk_linear_backward_layout(call, call->workers + call->worker_floats * worker, &memory);
+    if (call->attention->is_bidirectional) run_both_ways(call, &u, &memory);
     else run_causal(call, &u, &memory);
 }
 
-/// Sums over the sequences, in their order.
-static void add_sequences(const backward_call *call) {
+// MARK: Segments
+
+/// What a segment does to the state, and to its gradient.
+static void run_piece(void *context, size_t slot, unsigned worker) {
+    const backward_call *const call = context;
+    const linear_attention_kernels *const kernels = call->kernels;
+    const backward_unit u = unit_of(call, slot);
+    const size_t size = transposed_floats(call->attention);
+    backward_memory m;
+    lmk_linear_backward_layout(call, call->workers + call->worker_floats * worker, &m);
+    for (size_t r = 0; r < u.heads; r++) {
+        float *const piece = piece_of(call, u.segment.index, head_index(call, &u, r)),
+                     *const state = piece_state(call, piece),
+                     *const dstate = piece_dstate(call, piece);
+        const linear_head head = head_of(call, &u, r, 0);
+        const linear_head_gradients to = gradients_of(call, &u, &m, r, 0);
+        for (size_t i = 0; i < size; i++) state[i] = dstate[i] = 0;
+        for (size_t d = 0; d < padded_keys(call->attention); d++) piece[d] = 0;
+        kernels->total_decay(&head, &m.chunk, u.tokens, piece);
+        for (size_t t = 0; !u.segment.is_last && t < u.tokens; t += CHUNK_TOKENS)
+            sweep(call, &u, &m, r, t, state, state);
+        for (size_t i = lmk_divide_up(u.tokens, CHUNK_TOKENS); !u.segment.is_first && i-- > 0;) {
+            const size_t t = CHUNK_TOKENS * i;
+            kernels->read_back(&head, &to, &m.chunk, &m.gradient, t,
+                               lmk_min(CHUNK_TOKENS, u.tokens - t), dstate);
+        }
+    }
+}
+
+/// From what segments do to the state at the end of each, and to the gradient at its start.
+static void join_pieces(void *context, size_t slot, unsigned worker) {
+    const backward_call *const call = context;
+    const lmk_linear_attention *const a = call->attention;
+    const size_t sequence = slot / a->heads, head = slot % a->heads,
+                 rows = CHUNK_TOKENS * row_panels(a), panels = panels_of(a->key_dim),
+                 first = call->plan.first_segment[sequence],
+                 last = call->plan.first_segment[sequence + 1] - 1;
+    backward_memory m;
+    lmk_linear_backward_layout(call, call->workers + call->worker_floats * worker, &m);
+    const backward_unit u = {.segment = {.is_first = 1}, .sequence = sequence, .heads = a->heads};
+    import_start(call, &u, head, m.states);
+    const float *from = m.states;
+    for (size_t s = first; s < last; s++) {
+        float *const piece = piece_of(call, s, head);
+        call->kernels->join(piece, from, rows, panels, piece_state(call, piece));
+        from = piece_state(call, piece);
+    }
+    float *const end = piece_state(call, piece_of(call, last, head));
+    import_final(call, slot, end);
+    from = end;
+    for (size_t s = last; s > first; s--) {
+        float *const piece = piece_of(call, s, head);
+        call->kernels->join(piece, from, rows, panels, piece_dstate(call, piece));
+        from = piece_dstate(call, piece);
+    }
+}
+
+/// Sums over the segments of all sequences, in their order.
+static void add_segments(const backward_call *call) {
     const lmk_linear_attention *const a = call->attention;
     const lmk_linear_attention_gradients *const to = call->gradients;
     for (size_t h = 0; h < a->heads; h++) {
         float decay = 0;
-        for (size_t n = 0; call->decays && n < sequences_of(a); n++)
+        for (size_t n = 0; call->decays && n < call->plan.segments; n++)
             decay += call->decays[a->heads * n + h];
         if (to->log_decay && a->decay == LMK_DECAY_HEAD)
             to->log_decay[to->log_decay_strides.head * h] = decay;
         for (size_t d = 0; to->bonus && a->bonus && d < a->key_dim; d++) {
             float sum = 0;
-            for (size_t n = 0; n < sequences_of(a); n++)
+            for (size_t n = 0; n < call->plan.segments; n++)
                 sum += call->bonuses[padded_keys(a) * (a->heads * n + h) + d];
             to->bonus[a->key_dim * h + d] = sum;
         }
@@ -505,16 +453,21 @@ lmk_status lmk_linear_attention_backward(const lmk_linear_attention *a,
     const size_t needed = lmk_linear_attention_backward_workspace_size(a);
     if (workspace_size < needed) return lmk_fail_size(error, "workspace", needed, workspace_size);
     if (!workspace) return lmk_fail_null(error, "workspace");
-    backward_call call = plan_of(a);
+    backward_call call = lmk_linear_backward_plan(a);
     call.gradients = gradients;
     call.kernels = lmk_linear_attention_kernels();
     call.workers = (float *)lmk_round_up((uintptr_t)workspace, 64);
     float *const shared = call.workers + call.threads * call.worker_floats;
-    if (gradients->log_decay && decays_floats(a) > 0) call.decays = shared;
-    call.bonuses = shared + decays_floats(a);
-    for (size_t i = 0; i < decays_floats(a) + bonuses_floats(a); i++) shared[i] = 0;
-    const size_t units = lmk_divide_up(a->key_heads, call.unit_keys);
-    lmk_parallel_for(sequences_of(a) * units, call.threads, run_unit, &call);
-    add_sequences(&call);
+    if (gradients->log_decay && lmk_linear_decays_floats(&call) > 0) call.decays = shared;
+    call.bonuses = shared + lmk_linear_decays_floats(&call);
+    call.pieces = call.bonuses + lmk_linear_bonuses_floats(&call);
+    for (float *sum = shared; sum < call.pieces; sum++) *sum = 0;
+    const size_t slots = call.plan.segments * lmk_divide_up(a->key_heads, call.unit_keys);
+    if (call.plan.cuts) {
+        lmk_parallel_for(slots, call.threads, run_piece, &call);
+        lmk_parallel_for(sequences_of(a) * a->heads, call.threads, join_pieces, &call);
+    }
+    lmk_parallel_for(slots, call.threads, run_unit, &call);
+    add_segments(&call);
     return LMK_OK;
 }

@@ -80,15 +80,13 @@ int lmk_linear_is_chunked(const lmk_linear_attention *a, size_t tokens) {
     return a->form == LMK_LINEAR_ATTENTION_CHUNKED;
 }
 
-/// Cuts sequences whose states are too few to keep many cores busy.
-static void cut_sequences(const lmk_linear_attention *a, linear_plan *plan) {
+void lmk_linear_cut(const lmk_linear_attention *a, size_t pieces, linear_plan *plan) {
     const size_t sequences = sequences_of(a);
     plan->segments = sequences;
-    const size_t pieces = sequences * a->heads * lmk_divide_up(a->value_dim, VALUE_SLICE);
     if (pieces == 0 || pieces >= ENOUGH_PIECES) return;
     size_t longest = 0;
     for (size_t n = 0; n < sequences; n++) longest = lmk_max(longest, tokens_of(a, n));
-    if (longest < 2 * SEGMENT_TOKENS || !lmk_linear_is_chunked(a, longest)) return;
+    if (longest < 2 * SEGMENT_TOKENS) return;
     const size_t wanted = lmk_divide_up(longest, WANTED_PIECES / pieces);
     plan->cuts = 1;
     plan->segment_tokens = lmk_round_up(lmk_max(wanted, SEGMENT_TOKENS), CHUNK_TOKENS);
@@ -102,8 +100,11 @@ static void cut_sequences(const lmk_linear_attention *a, linear_plan *plan) {
 
 linear_plan lmk_linear_plan(const lmk_linear_attention *a) {
     linear_plan plan = {.threads = lmk_thread_count(a->threads), .groups = 1};
-    cut_sequences(a, &plan);
-    const size_t slices = lmk_divide_up(a->value_dim, VALUE_SLICE);
+    const size_t slices = lmk_divide_up(a->value_dim, VALUE_SLICE),
+                 pieces = sequences_of(a) * a->heads * slices;
+    plan.segments = sequences_of(a);
+    // The recurrence does not go over pieces twice.
+    if (lmk_linear_is_chunked(a, SEGMENT_TOKENS)) lmk_linear_cut(a, pieces, &plan);
     const size_t rows = a->batch * a->tokens;
     // Far from overflow: the states of all heads fit in memory.
     if (rows < SERIAL_WORK && rows * a->heads * a->key_dim * a->value_dim < SERIAL_WORK)

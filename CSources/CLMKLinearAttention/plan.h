@@ -47,6 +47,10 @@ typedef struct linear_plan {
 
 linear_plan lmk_linear_plan(const lmk_linear_attention *a);
 
+/// Cuts sequences, all of which make `pieces` pieces of work while they are whole, where those are
+/// too few to keep many cores busy.
+void lmk_linear_cut(const lmk_linear_attention *a, size_t pieces, linear_plan *plan);
+
 /// One piece of work: tokens begin ..< end of a sequence.
 typedef struct linear_segment {
     size_t sequence, index, begin, end;

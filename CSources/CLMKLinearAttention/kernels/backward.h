@@ -299,6 +299,28 @@ static void retreat(const linear_head *head, const linear_head_gradients *to, co
     put_gradients(&to->v, to->adds, begin, count, g->dv);
 }
 
+static void read_back(const linear_head *head, const linear_head_gradients *to,
+                      const linear_chunk *c, const linear_gradient_chunk *g, size_t begin,
+                      size_t count, float *dstate) {
+    prepare_chunk(head, c, begin, count, 1);
+    load_output_gradients(to, g, begin, count);
+    const state_write write = {.x = g->outputs,
+                               .y = c->read,
+                               .column_decay = head->decay != LMK_DECAY_NONE ? c->total : 0,
+                               .from = dstate,
+                               .state = dstate,
+                               .state_panel = PANEL * g->panels};
+    write_state(&write, g->panels, c->panels, 0, 0);
+}
+
+static void join(const float *decay, const float *from, size_t rows, size_t panels, float *to) {
+    for (size_t p = 0; p < panels; p++) {
+        const f32x16 factor = load(decay + LMK_LANES * p);
+        for (size_t i = LMK_LANES * rows * p; i < LMK_LANES * rows * (p + 1); i += LMK_LANES)
+            store(to + i, load(from + i) * factor + load(to + i));
+    }
+}
+
 static void look_back(const linear_head *head, const linear_head_gradients *to,
                       const linear_chunk *c, const linear_gradient_chunk *g, size_t begin,
                       size_t count, const float *state, float *dstate) {

@@ -15,5 +15,6 @@
     {                                                                                              \
         .import_state = import_state, .export_state = export_state, .advance = advance,            \
         .look = look, .step = step, .total_decay = total_decay, .combine = combine,                \
-        .sweep = sweep, .retreat = retreat, .look_back = look_back, .write_back = write_back,      \
+        .sweep = sweep, .retreat = retreat, .read_back = read_back, .join = join,                  \
+        .look_back = look_back, .write_back = write_back,                                          \
     }

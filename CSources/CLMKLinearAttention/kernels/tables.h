@@ -169,6 +169,13 @@ typedef struct linear_attention_kernels {
     void (*retreat)(const linear_head *head, const linear_head_gradients *gradients,
                     const linear_chunk *chunk, const linear_gradient_chunk *gradient, size_t begin,
                     size_t count, const float *state, float *dstate);
+    /// What the outputs of a chunk add to the gradient of the state, which becomes that of the one
+    /// before it.
+    void (*read_back)(const linear_head *head, const linear_head_gradients *gradients,
+                      const linear_chunk *chunk, const linear_gradient_chunk *gradient,
+                      size_t begin, size_t count, float *dstate);
+    /// to += decay from,  for transposed states of `rows` rows and `panels` panels.
+    void (*join)(const float *decay, const float *from, size_t rows, size_t panels, float *to);
     /// Bidirectional: the gradient of q, and what tokens add to that of the state; then those of k
     /// and v.
     void (*look_back)(const linear_head *head, const linear_head_gradients *gradients,
