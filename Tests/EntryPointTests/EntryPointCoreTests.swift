@@ -46,12 +46,10 @@ import Testing
         (m.a_stride, m.b_stride, m.c_stride) = (3, 4, 4)
         m.threads = 1
         change(&m)
-        let size = given ?? (lmk_matmul_workspace_size(&m))
-        let workspace = UnsafeMutableRawPointer.allocate(
-            byteCount: min(size, 1 << 24) + 64, alignment: 64)
-        defer { workspace.deallocate() }
+        let size = given ?? lmk_matmul_workspace_size(&m)
+        let workspace = Scratch(size)
         let found = refusal {
-            lmk_matmul_run(&m, hasWorkspace ? workspace : nil, size, $0)
+            lmk_matmul_run(&m, hasWorkspace ? workspace.pointer : nil, size, $0)
         }
         #expect(found == nil || c.areUntouched, "nothing is written")
         return found
@@ -118,5 +116,26 @@ import Testing
                 == "workspace is \(needed - 1), at least \(needed)")
         #expect(product(workspace: needed) { _ in } == nil)
         #expect(product(hasWorkspace: false) { _ in } == "workspace is null")
+    }
+
+    /// Sizes that fill the panels a thread packs, which end the workspace.
+    @Test(arguments: [0, 1, 60])
+    func matmulWorkspaceAnywhere(offset: Int) {
+        let (a, b, c) = (Floats(32 * 512), Floats(512 * 256), Floats(32 * 256))
+        for batch in [1, 3] {
+            var m = lmk_matmul()
+            (m.batch, m.rows, m.columns, m.depth) = (batch, 32, 256, 512)
+            (m.a, m.b, m.c) = (UnsafeRawPointer(a.pointer), .init(b.pointer), c.pointer)
+            (m.a_stride, m.b_stride, m.c_stride) = (512, 256, 256)
+            m.c_batch_stride = 32 * 256
+            m.threads = 2
+            let all = Floats(batch * 32 * 256)
+            m.c = all.pointer
+            let size = lmk_matmul_workspace_size(&m)
+            let workspace = Scratch(size, offset: offset)
+            #expect(refusal { lmk_matmul_run(&m, workspace.pointer, size, $0) } == nil)
+            #expect(workspace.isWithinBounds, "\(batch)")
+            #expect((0..<all.count).allSatisfy { all.pointer[$0] == 512 * 6400 }, "\(batch)")
+        }
     }
 }

@@ -4,7 +4,7 @@ import Testing
 
 /// What the C functions of cross-entropy refuse.
 @Suite struct EntryPointCrossEntropyTests {
-    private static let (rows, features, vocabulary) = (4, 3, 5)
+    private static let (rows, features, vocabulary) = (4, 16, 5)
 
     private enum Phase: CaseIterable { case forward, backward, both }
 
@@ -15,6 +15,8 @@ import Testing
         var hasRowStates = true
         var hasWorkspace = true
         var workspace: Int?
+        /// Bytes past a multiple of 64 where the workspace begins.
+        var offset = 0
     }
 
     private func refused(_ phase: Phase, _ change: (inout Call) -> Void) -> String? {
@@ -65,10 +67,9 @@ import Testing
             ? lmk_cross_entropy_workspace_size(&problem, nil)
             : lmk_cross_entropy_workspace_size(&problem, &gradients)
         let size = call.workspace ?? needed
-        let memory = UnsafeMutableRawPointer.allocate(
-            byteCount: min(size, 1 << 24) + 64, alignment: 64)
-        defer { memory.deallocate() }
-        let workspace = call.hasWorkspace ? memory : nil
+        let memory = Scratch(size, offset: call.offset)
+        let workspace = call.hasWorkspace ? memory.pointer : nil
+        defer { #expect(memory.isWithinBounds, "\(phase) \(call.offset)") }
         return refusal { error in
             switch phase {
             case .forward:
@@ -131,9 +132,9 @@ import Testing
         expect("hidden is null") { $0.problem.hidden = nil }
         expect("classifier is null") { $0.problem.classifier = nil }
         expect("targets is null") { $0.problem.targets = nil }
-        expect("hidden_stride is 2, at least 3") { $0.problem.hidden_stride = 2 }
-        expect("classifier_stride is 2, at least 3") {
-            $0.problem.classifier_stride = 2
+        expect("hidden_stride is 15, at least 16") { $0.problem.hidden_stride = 15 }
+        expect("classifier_stride is 15, at least 16") {
+            $0.problem.classifier_stride = 15
         }
         // 4 rows of 2^62 are 2^64 elements, which would be none.
         expect("hidden overflows") { $0.problem.hidden_stride = 1 << 62 }
@@ -181,11 +182,11 @@ import Testing
                     == "loss_gradients: only for the reduction none; mean and sum take loss_gradient"
             )
             #expect(
-                found { $0.gradients.hidden_stride = 2 }
-                    == "hidden_gradient_stride is 2, at least 3")
+                found { $0.gradients.hidden_stride = 15 }
+                    == "hidden_gradient_stride is 15, at least 16")
             #expect(
-                found { $0.gradients.classifier_stride = 2 }
-                    == "classifier_gradient_stride is 2, at least 3")
+                found { $0.gradients.classifier_stride = 15 }
+                    == "classifier_gradient_stride is 15, at least 16")
             #expect(
                 found { $0.gradients.hidden_stride = 1 << 62 }
                     == "hidden_gradient overflows")
@@ -216,6 +217,24 @@ import Testing
             #expect(
                 refused(phase) { $0.hasWorkspace = false }
                     == "workspace is null")
+        }
+    }
+
+    /// The least budget that a call names does for it; forward's memory ends with scratch, that of
+    /// gradients with those of hidden.
+    @Test(arguments: [0, 1, 60])
+    func budget(offset: Int) throws {
+        for phase in Phase.allCases {
+            let message = try #require(refused(phase) { $0.problem.memory_budget = 1 })
+            #expect(message.hasPrefix("memory_budget is 1, at least "))
+            let needed = try #require(message.split(separator: " ").last.flatMap { Int($0) })
+            #expect(
+                refused(phase) { $0.problem.memory_budget = needed - 1 }
+                    == "memory_budget is \(needed - 1), at least \(needed)", "\(phase)")
+            let found = refused(phase) {
+                ($0.problem.memory_budget, $0.offset) = (needed, offset)
+            }
+            #expect(found == nil, "\(phase)")
         }
     }
 

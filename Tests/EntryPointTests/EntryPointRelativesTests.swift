@@ -175,10 +175,8 @@ import Testing
         let size =
             call.workspace
             ?? lmk_accumulator_workspace_size(&accumulator, &block)
-        let memory = UnsafeMutableRawPointer.allocate(
-            byteCount: min(size, 1 << 24) + 64, alignment: 64)
-        defer { memory.deallocate() }
-        let workspace = call.hasWorkspace ? memory : nil
+        let memory = Scratch(size)
+        let workspace = call.hasWorkspace ? memory.pointer : nil
         let found = refusal {
             lmk_accumulator_push(&accumulator, &block, workspace, size, $0)
         }
@@ -271,5 +269,28 @@ import Testing
             refusal { lmk_accumulator_finish(&a, nil, output.pointer, 1, $0) }
                 == "output_stride is 1, at least 2")
         #expect([max, sum, sums, output].allSatisfy { $0.areUntouched }, "nothing is written")
+    }
+
+    /// Values that fill the panels a thread packs, which end the workspace; and more rows than
+    /// panels of weights have room for at a time.
+    @Test(arguments: [32, 1900], [0, 1, 60])
+    func pushWorkspaceAnywhere(rows: Int, offset: Int) {
+        let (count, width) = (512, 256)
+        let (max, sum, sums) = (Floats(rows), Floats(rows), Floats(rows * width))
+        let (scores, values) = (Floats(rows * count), Floats(count * width))
+        var a = lmk_accumulator(
+            rows: rows, width: width, max: max.pointer, sum: sum.pointer, values: sums.pointer)
+        var block = lmk_accumulator_block()
+        (block.count, block.scale, block.threads) = (count, 1, 1)
+        (block.scores, block.scores_stride) = (.init(scores.pointer), count)
+        (block.values, block.values_stride) = (.init(values.pointer), width)
+        let size = lmk_accumulator_workspace_size(&a, &block)
+        let workspace = Scratch(size, offset: offset)
+        #expect(refusal { lmk_accumulator_clear(&a, $0) } == nil)
+        #expect(refusal { lmk_accumulator_push(&a, &block, workspace.pointer, size, $0) } == nil)
+        #expect(workspace.isWithinBounds)
+        // Weights of equal scores are 1.
+        let expected = Floats.sentinel * Float(count)
+        #expect((0..<rows * width).allSatisfy { sums.pointer[$0] == expected })
     }
 }

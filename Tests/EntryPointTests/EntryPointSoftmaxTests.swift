@@ -31,10 +31,8 @@ import Testing
         change(&call)
         var (softmax, gradients) = (call.softmax, call.gradients)
         let size = call.workspace ?? lmk_softmax_workspace_size(&softmax)
-        let memory = UnsafeMutableRawPointer.allocate(
-            byteCount: min(size, 1 << 24) + 64, alignment: 64)
-        defer { memory.deallocate() }
-        let workspace = call.hasWorkspace ? memory : nil
+        let memory = Scratch(size)
+        let workspace = call.hasWorkspace ? memory.pointer : nil
         let found = refusal { error in
             if isBackward {
                 lmk_softmax_backward(&softmax, &gradients, workspace, size, error)
@@ -213,5 +211,22 @@ import Testing
         wrong = softmax
         wrong.dtype = outside(3)
         #expect(lmk_softmax_workspace_size(&wrong) == 0)
+    }
+
+    /// Rows of bfloat16 that fill what passes store, which ends the workspace.
+    @Test(arguments: [0, 1, 60])
+    func workspaceAnywhere(offset: Int) {
+        let (x, y) = (Floats(64 * 64 / 2), Floats(64 * 64 / 2))
+        var softmax = lmk_softmax()
+        (softmax.dtype, softmax.scale, softmax.threads) = (.LMK_BFLOAT16, 1, 1)
+        (softmax.rows, softmax.columns, softmax.x_stride) = (64, 64, 64)
+        softmax.x = UnsafeRawPointer(x.pointer)
+        let size = lmk_softmax_workspace_size(&softmax)
+        let workspace = Scratch(size, offset: offset)
+        #expect(
+            refusal {
+                lmk_softmax_forward(&softmax, y.pointer, 64, nil, workspace.pointer, size, $0)
+            } == nil)
+        #expect(workspace.isWithinBounds)
     }
 }

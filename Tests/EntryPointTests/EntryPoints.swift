@@ -51,3 +51,29 @@ final class Floats {
         (0..<count).allSatisfy { pointer[$0] == Self.sentinel }
     }
 }
+
+/// Scratch memory of `size` bytes that begins anywhere, with bytes after it that no call is to touch.
+final class Scratch {
+    let pointer: UnsafeMutableRawPointer
+    private let memory: UnsafeMutableRawPointer
+    private let size: Int
+    private static let guardCount = 128
+
+    /// `offset` bytes past a multiple of 64.
+    init(_ size: Int, offset: Int = 0) {
+        // Calls that are refused ask for any amount.
+        self.size = min(size, 1 << 24)
+        memory = .allocate(byteCount: offset + self.size + Self.guardCount, alignment: 64)
+        pointer = memory + offset
+        (pointer + self.size).initializeMemory(
+            as: UInt8.self, repeating: 0xa5, count: Self.guardCount)
+    }
+
+    deinit { memory.deallocate() }
+
+    var isWithinBounds: Bool {
+        (0..<Self.guardCount).allSatisfy {
+            (pointer + size).load(fromByteOffset: $0, as: UInt8.self) == 0xa5
+        }
+    }
+}
