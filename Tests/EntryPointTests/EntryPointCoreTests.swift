@@ -138,4 +138,27 @@ import Testing
             #expect((0..<all.count).allSatisfy { all.pointer[$0] == 512 * 6400 }, "\(batch)")
         }
     }
+
+    /// Operands that tiles read where they lie are not read past their ends: columns that fill half
+    /// of the widest tile, that fill none, and more of them than shared panels have room for.
+    @Test(arguments: [(14, 16, 255), (63, 33, 40), (5, 48, 7), (3100, 3088, 5)])
+    func matmulStaysWithinItsOperands(rows: Int, columns: Int, depth: Int) {
+        let a = GuardedFloats(rows * depth, 2)
+        let b = GuardedFloats(depth * columns, 3)
+        let c = GuardedFloats(rows * columns, 0)
+        for layout in [lmk_layout.LMK_NN, .LMK_NT, .LMK_TN] {
+            var m = lmk_matmul()
+            m.layout = layout
+            (m.batch, m.rows, m.columns, m.depth) = (1, rows, columns, depth)
+            (m.a, m.b, m.c) = (UnsafeRawPointer(a.pointer), .init(b.pointer), c.pointer)
+            m.a_stride = layout == .LMK_TN ? rows : depth
+            m.b_stride = layout == .LMK_NT ? depth : columns
+            m.c_stride = columns
+            let size = lmk_matmul_workspace_size(&m)
+            let workspace = Scratch(size)
+            #expect(refusal { lmk_matmul_run(&m, workspace.pointer, size, $0) } == nil)
+            let expected = Float(6 * depth)
+            #expect((0..<rows * columns).allSatisfy { c.pointer[$0] == expected })
+        }
+    }
 }
