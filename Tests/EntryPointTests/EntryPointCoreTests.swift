@@ -118,25 +118,30 @@ import Testing
         #expect(product(hasWorkspace: false) { _ in } == "workspace is null")
     }
 
-    /// Sizes that fill the panels a thread packs, which end the workspace.
-    @Test(arguments: [0, 1, 60])
-    func matmulWorkspaceAnywhere(offset: Int) {
-        let (a, b, c) = (Floats(32 * 512), Floats(512 * 256), Floats(32 * 256))
-        for batch in [1, 3] {
-            var m = lmk_matmul()
-            (m.batch, m.rows, m.columns, m.depth) = (batch, 32, 256, 512)
-            (m.a, m.b, m.c) = (UnsafeRawPointer(a.pointer), .init(b.pointer), c.pointer)
-            (m.a_stride, m.b_stride, m.c_stride) = (512, 256, 256)
-            m.c_batch_stride = 32 * 256
-            m.threads = 2
-            let all = Floats(batch * 32 * 256)
-            m.c = all.pointer
-            let size = lmk_matmul_workspace_size(&m)
-            let workspace = Scratch(size, offset: offset)
-            #expect(refusal { lmk_matmul_run(&m, workspace.pointer, size, $0) } == nil)
-            #expect(workspace.isWithinBounds, "\(batch)")
-            #expect((0..<all.count).allSatisfy { all.pointer[$0] == 512 * 6400 }, "\(batch)")
-        }
+    /// Sizes that fill the panels a thread packs, which end the workspace: one product, whose work
+    /// threads share, and a batch, where each thread has products of its own.
+    @Test(arguments: [(1, 32), (24, 16)], [0, 1, 60])
+    func matmulWorkspaceAnywhere(shape: (batch: Int, rows: Int), offset: Int) {
+        let (columns, depth) = (256, 512)
+        let a = Floats(shape.rows * depth)
+        let b = Floats(shape.batch * depth * columns)
+        for k in 0..<b.count { b.pointer[k] = Float(k / (depth * columns) + 1) }
+        let c = Floats(shape.batch * shape.rows * columns)
+        var m = lmk_matmul()
+        (m.batch, m.rows, m.columns, m.depth) = (shape.batch, shape.rows, columns, depth)
+        (m.a, m.b, m.c) = (UnsafeRawPointer(a.pointer), .init(b.pointer), c.pointer)
+        (m.a_stride, m.b_stride, m.c_stride) = (depth, columns, columns)
+        (m.b_batch_stride, m.c_batch_stride) = (depth * columns, shape.rows * columns)
+        m.threads = 2
+        let size = lmk_matmul_workspace_size(&m)
+        let workspace = Scratch(size, offset: offset)
+        #expect(refusal { lmk_matmul_run(&m, workspace.pointer, size, $0) } == nil)
+        #expect(workspace.isWithinBounds)
+        let each = shape.rows * columns
+        #expect(
+            (0..<c.count).allSatisfy {
+                c.pointer[$0] == Floats.sentinel * Float(depth * ($0 / each + 1))
+            })
     }
 
     /// Operands that tiles read where they lie are not read past their ends: columns that fill half

@@ -12,6 +12,7 @@ import Testing
     private struct Call {
         var problem = lmk_cross_entropy()
         var gradients = lmk_cross_entropy_gradients()
+        var outputs = lmk_cross_entropy_outputs()
         var hasRowStates = true
         var hasWorkspace = true
         var workspace: Int?
@@ -60,7 +61,7 @@ import Testing
     ) -> String? {
         var problem = call.problem
         var gradients = call.gradients
-        var outputs = lmk_cross_entropy_outputs()
+        var outputs = call.outputs
         outputs.loss = loss.pointer
         let needed =
             phase == .forward
@@ -235,6 +236,23 @@ import Testing
                 ($0.problem.memory_budget, $0.offset) = (needed, offset)
             }
             #expect(found == nil, "\(phase)")
+        }
+    }
+
+    /// An ignored row is computed only for what does not depend on targets.
+    @Test func ignoredRows() {
+        for asksForLogSumExp in [false, true] {
+            let states = UnsafeMutablePointer<lmk_cross_entropy_row>.allocate(capacity: Self.rows)
+            defer { states.deallocate() }
+            let logSumExp = Floats(Self.rows)
+            let found = refused(.forward) {
+                $0.outputs.row_states = states
+                if asksForLogSumExp { $0.outputs.log_sum_exp = logSumExp.pointer }
+            }
+            #expect(found == nil)
+            #expect(
+                (0..<Self.rows).map { states[$0].sum != 0 }
+                    == [true, true, asksForLogSumExp, true])
         }
     }
 
