@@ -76,6 +76,9 @@ let package = Package(
             swiftSettings: swiftSettings
         ),
         .testTarget(name: "LMKernelsReferenceTests", dependencies: ["LMKernelsReference"]),
+        // Pointers and descriptors as C has them: nothing here is memory safe.
+        .testTarget(
+            name: "EntryPointTests", dependencies: ["CLMKCore", "CLMKCrossEntropy", "CLMKSoftmax"]),
     ],
     swiftLanguageModes: [.v6],
     cLanguageStandard: .gnu11

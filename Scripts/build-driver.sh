@@ -3,7 +3,8 @@
 #
 #     build-driver.sh OUTPUT [-m | -t] [clang flags...]
 #
-# -m: memory.c instead of the driver; -t: threads.c by itself. An output newer than its sources is left alone.
+# -m: memory.c instead of the driver; -t: threads.c by itself. Flags for the linker (-l, -L, -Wl) do not matter to objects: programs
+# that are otherwise compiled alike share them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 output=$1
@@ -21,18 +22,21 @@ case ${1:-} in
     shift
     ;;
 esac
-if [ -e "$output" ] && [ -z "$(find CSources Tests/Driver Scripts -newer "$output" -type f)" ]; then
-    exit 0
-fi
 
 clang=clang
 if swift=$(command -v swift) && [ -x "$(dirname "$(readlink -f "$swift")")/clang" ]; then
     clang=$(dirname "$(readlink -f "$swift")")/clang
 fi
-echo "building $output"
-mkdir -p "$(dirname "$output")"
-# lld comes with Swift's clang and links for every target; gold has no end of warnings about sanitizers.
-"$clang" -O2 -g1 -std=gnu11 -Wall -Wextra -fuse-ld=lld \
-    -ICSources/CLMKCore/include -ICSources/CLMKCore/internal -ICSources/CLMKCrossEntropy/include \
-    -ICSources/CLMKSoftmax/include -ICSources/CLMKLinearAttention/include \
-    "${programs[@]}" "${sources[@]}" "$@" -lm -pthread -o "$output"
+flags=(-O2 -g1 -std=gnu11 -Wall -Wextra)
+for folder in CSources/*/include CSources/CLMKCore/internal; do flags+=("-I$folder"); done
+linking=()
+for flag in "$@"; do
+    case $flag in
+    -l* | -L* | -Wl,*) linking+=("$flag") ;;
+    *) flags+=("$flag") ;;
+    esac
+done
+objects=.build/driver/objects/$(echo "$clang ${flags[*]}" | cksum | cut -d ' ' -f 1)
+mkdir -p "$objects" "$(dirname "$output")"
+env -u MAKEFLAGS make --no-print-directory -j "$(getconf _NPROCESSORS_ONLN)" -f Scripts/driver.mk "OUTPUT=$output" \
+    "OBJECTS=$objects" "SOURCES=${programs[*]} ${sources[*]}" "CLANG=$clang" "FLAGS=${flags[*]}" "LINKING=${linking[*]}"

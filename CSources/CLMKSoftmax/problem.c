@@ -39,12 +39,16 @@ static lmk_status check_lengths(const lmk_softmax *s, lmk_error *error) {
     return LMK_OK;
 }
 
-lmk_status lmk_softmax_check_options(const lmk_softmax *s, lmk_error *error) {
+lmk_status lmk_softmax_check_kind(const lmk_softmax *s, lmk_error *error) {
     if ((unsigned)s->function > LMK_LOG_STABLE_MAX)
         return lmk_fail_range(error, "function", "a function of rows", s->function);
     if ((unsigned)s->algorithm > LMK_SOFTMAX_TWO_PASS)
         return lmk_fail_range(error, "algorithm", "an algorithm", s->algorithm);
-    lmk_status status = lmk_softmax_check_dtype(s->dtype, error);
+    return lmk_softmax_check_dtype(s->dtype, error);
+}
+
+lmk_status lmk_softmax_check_options(const lmk_softmax *s, lmk_error *error) {
+    lmk_status status = lmk_softmax_check_kind(s, error);
     if (status == LMK_OK) status = lmk_softmax_check_scale(s->scale, error);
     if (status != LMK_OK) return status;
     const int needs_columns = s->function == LMK_SOFTMAX || s->function == LMK_LOG_SOFTMAX ||

@@ -14,6 +14,9 @@ lmk_status lmk_softmax_check_dtype(lmk_dtype dtype, lmk_error *error);
 
 lmk_status lmk_softmax_check_scale(float scale, lmk_error *error);
 
+/// Function, algorithm and storage type: what decides the workspace, besides sizes and threads.
+lmk_status lmk_softmax_check_kind(const lmk_softmax *softmax, lmk_error *error);
+
 /// Everything but x and the outputs.
 lmk_status lmk_softmax_check_options(const lmk_softmax *softmax, lmk_error *error);
 

@@ -289,6 +289,7 @@ static softmax_plan plan_of(const lmk_softmax *s, const pass_list *passes) {
 }
 
 size_t lmk_softmax_workspace_size(const lmk_softmax *s) {
+    if (lmk_softmax_check_kind(s, 0) != LMK_OK) return 0;
     // Backward stores nothing: it needs no more than forward.
     const pass_list passes = forward_passes(s);
     return plan_of(s, &passes).total;

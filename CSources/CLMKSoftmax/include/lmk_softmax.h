@@ -85,7 +85,7 @@ typedef struct lmk_softmax {
 } lmk_softmax;
 
 /// Bytes of workspace for forward and backward: 16 for each slice of the rows that are cut, 64 at
-/// most otherwise. 0 when an argument is wrong: the call says which.
+/// most otherwise. 0 when function, algorithm or storage type is wrong: the call says which.
 size_t lmk_softmax_workspace_size(const lmk_softmax *softmax);
 
 /// y [rows, columns], or [rows] for log_sum_exp. y may be x itself, with the same stride; otherwise
