@@ -1,0 +1,2 @@
+/// Attention without a softmax, by a state of fixed size, and the stages around it.
+public enum LinearAttention {}
