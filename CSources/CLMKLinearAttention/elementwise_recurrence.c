@@ -31,9 +31,6 @@ const token_stage_kernels *lmk_token_stage_kernels(void) {
 /// Channels of a slot at most: their states stay in L1.
 #define SLOT_CHANNELS ((size_t)1024)
 
-/// Bytes of output that no cache is expected to keep.
-#define STREAMING_BYTES ((size_t)32 << 20)
-
 /// How a call is cut. Tokens of a segment come from sizes; the rest decides no bit.
 typedef struct recurrence_plan {
     stage_sequences sequences;
@@ -200,8 +197,10 @@ static void run_sequence(void *context, size_t slot, unsigned worker) {
     recurrence_piece p = {.sequence = slot / call->plan.channel_slots};
     set_channels(call, slot % call->plan.channel_slots, &p);
     // The first slot has the channels before a line too.
-    float start[SLOT_CHANNELS + 16], state[SLOT_CHANNELS + 16], product[SLOT_CHANNELS + 16],
-        local[SLOT_CHANNELS + 16];
+    _Alignas(64) float start[SLOT_CHANNELS + 16];
+    _Alignas(64) float state[SLOT_CHANNELS + 16];
+    _Alignas(64) float product[SLOT_CHANNELS + 16];
+    _Alignas(64) float local[SLOT_CHANNELS + 16];
     const size_t at = p.sequence * call->recurrence->channels + p.channel,
                  segments = segments_of(&call->plan, p.sequence);
     read_state(call, at, state, p.channels);
@@ -292,23 +291,6 @@ static void run(recurrence_call *call, void *workspace) {
     }
 }
 
-// MARK: Streaming
-
-/// Whether [batch, tokens, channels] of an output is more than caches keep.
-static int is_large(const lmk_elementwise_recurrence *r, size_t size) {
-    return r->channels > 0 && r->batch * r->tokens >= STREAMING_BYTES / r->channels / size;
-}
-
-/// Whether every row begins at the same distance from a line of 16 entries.
-static int is_aligned(const lmk_elementwise_recurrence *r, lmk_token_strides strides) {
-    return strides.token % 16 == 0 && (r->batch == 1 || strides.batch % 16 == 0);
-}
-
-/// Entries from `data` to the next line of 16.
-static size_t entries_to_line(const void *data, size_t size) {
-    return (16 - (uintptr_t)data / size % 16) % 16;
-}
-
 // MARK: Entry points
 
 static lmk_status check_problem(const lmk_elementwise_recurrence *r, lmk_error *error) {
@@ -348,8 +330,8 @@ lmk_status lmk_elementwise_recurrence_forward(const lmk_elementwise_recurrence *
                             .final_state = final_state};
     status = lmk_stage_check_workspace(workspace, workspace_size, call.plan.total, error);
     if (status != LMK_OK || r->channels == 0) return status;
-    call.is_streaming = is_large(r, size) && is_aligned(r, h_strides);
-    if (call.is_streaming) call.head = entries_to_line(h, size);
+    call.is_streaming = stage_streams(extents, h_strides, size);
+    if (call.is_streaming) call.head = stage_entries_to_line(h, size);
     run(&call, workspace);
     return LMK_OK;
 }
@@ -358,12 +340,13 @@ lmk_status lmk_elementwise_recurrence_forward(const lmk_elementwise_recurrence *
 static void choose_streaming(recurrence_call *call) {
     const lmk_elementwise_recurrence *const r = call->recurrence;
     const lmk_elementwise_recurrence_gradients *const g = call->gradients;
+    const stage_extents extents = {r->batch, r->tokens, 1, r->channels};
     const size_t size = lmk_dtype_size(r->dtype);
-    call->is_streaming = g->dx && is_large(r, size) && is_aligned(r, g->dx_strides);
+    call->is_streaming = g->dx && stage_streams(extents, g->dx_strides, size);
     call->is_streaming_decay =
-        g->dlog_decay && is_large(r, sizeof(float)) && is_aligned(r, g->dlog_decay_strides);
-    const size_t decay_head = entries_to_line(g->dlog_decay, sizeof(float));
-    call->head = call->is_streaming         ? entries_to_line(g->dx, size)
+        g->dlog_decay && stage_streams(extents, g->dlog_decay_strides, sizeof(float));
+    const size_t decay_head = stage_entries_to_line(g->dlog_decay, sizeof(float));
+    call->head = call->is_streaming         ? stage_entries_to_line(g->dx, size)
                  : call->is_streaming_decay ? decay_head
                                             : 0;
     if (decay_head != call->head) call->is_streaming_decay = 0;

@@ -71,6 +71,23 @@ static inline void *stage_element(const void *data, lmk_dtype dtype, size_t i) {
     return data ? (char *)(uintptr_t)data + lmk_dtype_size(dtype) * i : 0;
 }
 
+/// Bytes of output that no cache is expected to keep.
+#define STAGE_STREAMING_BYTES ((size_t)32 << 20)
+
+/// Whether an output [batch, tokens, channels] is more than caches keep, and each of its rows
+/// begins at the same distance from a line of 16 entries.
+static inline int stage_streams(stage_extents extents, lmk_token_strides strides, size_t size) {
+    const size_t columns = extents.columns;
+    return columns > 0 &&
+           extents.batch * extents.tokens >= STAGE_STREAMING_BYTES / columns / size &&
+           strides.token % 16 == 0 && (extents.batch == 1 || strides.batch % 16 == 0);
+}
+
+/// Entries from `data` to the next line of 16.
+static inline size_t stage_entries_to_line(const void *data, size_t size) {
+    return (16 - (uintptr_t)data / size % 16) % 16;
+}
+
 /// Entries below which a call stays on its thread.
 #define STAGE_SERIAL_ENTRIES ((size_t)16384)
 

@@ -6,9 +6,11 @@ import Testing
 typealias Matmul = LMKernels.Matmul
 typealias CrossEntropy = LMKernels.CrossEntropy
 typealias Softmax = LMKernels.Softmax
+typealias LinearAttention = LMKernels.LinearAttention
 typealias ReferenceMatmul = LMKernelsReference.Matmul
 typealias ReferenceCrossEntropy = LMKernelsReference.CrossEntropy
 typealias ReferenceSoftmax = LMKernelsReference.Softmax
+typealias ReferenceLinearAttention = LMKernelsReference.LinearAttention
 
 /// Every test that runs a kernel. The instruction set in use is global, so these tests run one
 /// after the other.

@@ -171,7 +171,7 @@ lmk_status lmk_short_convolution_backward(const lmk_short_convolution *convoluti
 
 /// Rows [batch, tokens, heads, columns] that are divided by their length or root mean square.
 /// Squares and their sum are float32: entries above 1e19 make it infinite and the row 0, and what
-/// is below 1e-19 counts as 0.
+/// is below 1e-19 counts as 0. NaN makes its row NaN, an infinity is NaN in its place among zeros.
 typedef struct lmk_row_norm {
     /// Storage of x, gate, y and their gradients.
     lmk_dtype dtype;

@@ -32,22 +32,22 @@ LMK_INLINE void stage_stream(void *row, lmk_dtype dtype, size_t i, f32x16 v, siz
     }
 }
 
-/// Runs BODY for every 16 entries of 0 ..< `end`, with `i` the first and `count` how many are left,
-/// 16 in whole vectors. The first `head` < 16 entries are a vector by themselves.
-#define STAGE_EACH_VECTOR(head, end, BODY)                                                         \
+/// Runs the last argument for every 16 entries of 0 ..< `end`, with `i` the first and `count` how
+/// many are left, 16 in whole vectors. The first `head` < 16 entries are a vector by themselves.
+#define STAGE_EACH_VECTOR(head, end, ...)                                                          \
     do {                                                                                           \
         size_t next = 0;                                                                           \
         if ((head) > 0) {                                                                          \
             const size_t i = 0, count = (head) < (end) ? (head) : (end);                           \
-            BODY;                                                                                  \
+            __VA_ARGS__;                                                                           \
             next = count;                                                                          \
         }                                                                                          \
         for (; next + LMK_LANES <= (end); next += LMK_LANES) {                                     \
             const size_t i = next, count = LMK_LANES;                                              \
-            BODY;                                                                                  \
+            __VA_ARGS__;                                                                           \
         }                                                                                          \
         if (next < (end)) {                                                                        \
             const size_t i = next, count = (end)-next;                                             \
-            BODY;                                                                                  \
+            __VA_ARGS__;                                                                           \
         }                                                                                          \
     } while (0)
