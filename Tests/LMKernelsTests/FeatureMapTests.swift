@@ -207,8 +207,9 @@ extension KernelSuite {
             var problem = FeatureProblem<Float>(.softmax, .init(tokens: 2, columns: 20))
             for i in 0..<20 { problem.x[i] = -.infinity }
             let found = try problem.run()
-            #expect(found.features.dense[..<20].allSatisfy(\.isNaN))
-            #expect(found.features.dense[20...].allSatisfy(\.isFinite))
+            let features = found.features.dense
+            #expect(features[..<20].allSatisfy { $0.isNaN })
+            #expect(features[20...].allSatisfy { $0.isFinite })
         }
 
         /// phi(q) . phi(k) is the kernel that each map stands for.

@@ -83,14 +83,12 @@ private struct NormProblem<Element: TestElement> {
                 input, gate: open, weight: weight.span, into: &y, shape: shape, strides: strides,
                 epsilon: epsilon, threads: threads)
         }
-        try withElements(of: &dx) { dx in
-            try withElements(of: &dgate) { dgate in
-                try LinearAttention.gatedRMSNormBackward(
-                    input, gate: open, weight: weight.span,
-                    yGradient: yGradient.array.span.extracting(yGradient.range), xGradient: dx,
-                    gateGradient: dgate, weightGradient: dweight.mutableSpan, shape: shape,
-                    strides: strides, epsilon: epsilon, threads: threads, workspace: workspace)
-            }
+        try withElements(of: &dx, and: &dgate) { dx, dgate in
+            try LinearAttention.gatedRMSNormBackward(
+                input, gate: open, weight: weight.span,
+                yGradient: yGradient.array.span.extracting(yGradient.range), xGradient: dx,
+                gateGradient: dgate, weightGradient: dweight.mutableSpan, shape: shape,
+                strides: strides, epsilon: epsilon, threads: threads, workspace: workspace)
         }
         return Gated(y: y, x: dx, gate: dgate, weight: dweight)
     }

@@ -88,17 +88,15 @@ struct RecurrenceProblem<Element: TestElement> {
         strides.output = output.strides
         strides.xGradient = dx.strides
         strides.logDecayGradient = dg.strides
-        try withElements(of: &dx) { dx in
-            try withElements(of: &dg) { dg in
-                try LinearAttention.ElementwiseRecurrence.backward(
-                    logDecay: logDecay.array.span.extracting(logDecay.range),
-                    output: output.array.span.extracting(output.range),
-                    outputGradient: outputGradient.array.span.extracting(outputGradient.range),
-                    finalStateGradient: finalStateGradient?.span, xGradient: dx,
-                    logDecayGradient: dg, initialStateGradient: initial.mutableSpan, shape: shape,
-                    strides: strides, offsets: offsets?.span, initialState: initialState?.span,
-                    threads: threads, workspace: workspace)
-            }
+        try withElements(of: &dx, and: &dg) { dx, dg in
+            try LinearAttention.ElementwiseRecurrence.backward(
+                logDecay: logDecay.array.span.extracting(logDecay.range),
+                output: output.array.span.extracting(output.range),
+                outputGradient: outputGradient.array.span.extracting(outputGradient.range),
+                finalStateGradient: finalStateGradient?.span, xGradient: dx,
+                logDecayGradient: dg, initialStateGradient: initial.mutableSpan, shape: shape,
+                strides: strides, offsets: offsets?.span, initialState: initialState?.span,
+                threads: threads, workspace: workspace)
         }
         return Found(
             output: output, finalState: finalState, x: dx, logDecay: dg, initialState: initial)

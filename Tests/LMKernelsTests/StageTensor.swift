@@ -100,6 +100,27 @@ func withElements<Element>(
     }
 }
 
+/// The same for two tensors.
+func withElements<A, B>(
+    of a: inout StageTensor<A>, and b: inout StageTensor<B>,
+    _ body: (consuming MutableSpan<A>, consuming MutableSpan<B>) throws -> Void
+) rethrows {
+    let (aRange, bRange) = (a.range, b.range)
+    try withElements(of: &a.array, aRange, and: &b.array, bRange, body)
+}
+
+func withElements<A, B>(
+    of a: inout [A], _ aRange: Range<Int>, and b: inout [B], _ bRange: Range<Int>,
+    _ body: (consuming MutableSpan<A>, consuming MutableSpan<B>) throws -> Void
+) rethrows {
+    try unsafe a.withUnsafeMutableBufferPointer { a in
+        try unsafe b.withUnsafeMutableBufferPointer { b in
+            let (a, b) = (a.extracting(aRange), b.extracting(bRange))
+            try unsafe body(a.mutableSpan, b.mutableSpan)
+        }
+    }
+}
+
 /// The error of a call, if any.
 func refusal(_ call: () throws -> Void) -> KernelError? {
     do {
