@@ -7,4 +7,5 @@ let benchmarks: @Sendable () -> Void = {
     crossEntropyBenchmarks()
     softmaxBenchmarks()
     softmaxCurve()
+    linearAttentionStageBenchmarks()
 }

@@ -36,7 +36,7 @@ static void run(feature_call *call) {
     const size_t rows = m->batch * m->tokens * m->heads,
                  entries = m->columns + lmk_feature_count(m->features, m->columns),
                  slot_rows = lmk_max(1, SLOT_ENTRIES / entries);
-    call->blocks = lmk_cut(rows, lmk_divide_up(rows, slot_rows));
+    call->blocks = stage_cut(rows, lmk_divide_up(rows, slot_rows));
     const int is_small = rows <= STAGE_SERIAL_ENTRIES / entries;
     lmk_parallel_for(call->blocks.count, is_small ? 1 : lmk_thread_count(m->threads), run_block,
                      call);

@@ -47,7 +47,7 @@ static void run(norm_call *call) {
     const lmk_row_norm *const n = call->job.norm;
     if (!call->sums) {
         const size_t slot_rows = lmk_max(1, SLOT_ENTRIES / lmk_max(n->columns, 1));
-        call->blocks = lmk_cut(rows_of(n), lmk_divide_up(rows_of(n), slot_rows));
+        call->blocks = stage_cut(rows_of(n), lmk_divide_up(rows_of(n), slot_rows));
     }
     lmk_parallel_for(call->blocks.count, threads_of(n), run_block, call);
 }
@@ -134,7 +134,7 @@ lmk_status lmk_gated_rms_norm_forward(const lmk_row_norm *n, const lmk_norm_gate
 
 /// Blocks depend on sizes alone: the sums of the weight's gradient are added in their order.
 static lmk_parts sum_blocks(const lmk_row_norm *n) {
-    return lmk_cut(rows_of(n), lmk_min(SUM_BLOCKS, lmk_divide_up(rows_of(n), SUM_ROWS)));
+    return stage_cut(rows_of(n), lmk_min(SUM_BLOCKS, lmk_divide_up(rows_of(n), SUM_ROWS)));
 }
 
 size_t lmk_gated_rms_norm_backward_workspace_size(const lmk_row_norm *n) {

@@ -36,12 +36,12 @@ typedef struct convolution_call {
 
 static lmk_parts forward_blocks(const lmk_short_convolution *c) {
     const size_t rows = c->batch * c->tokens;
-    return lmk_cut(rows, lmk_divide_up(rows, BLOCK_ROWS));
+    return stage_cut(rows, lmk_divide_up(rows, BLOCK_ROWS));
 }
 
 static lmk_parts backward_blocks(const lmk_short_convolution *c) {
     const size_t rows = c->batch * c->tokens;
-    return lmk_cut(rows, lmk_min(SUM_BLOCKS, lmk_divide_up(rows, SUM_ROWS)));
+    return stage_cut(rows, lmk_min(SUM_BLOCKS, lmk_divide_up(rows, SUM_ROWS)));
 }
 
 /// The channels that the first tile has less than others, so that all others begin at a line.

@@ -71,6 +71,11 @@ static inline void *stage_element(const void *data, lmk_dtype dtype, size_t i) {
     return data ? (char *)(uintptr_t)data + lmk_dtype_size(dtype) * i : 0;
 }
 
+/// lmk_cut, also into no parts of nothing.
+static inline lmk_parts stage_cut(size_t total, size_t parts) {
+    return parts > 0 ? lmk_cut(total, parts) : (lmk_parts){0, 0, 0};
+}
+
 /// Bytes of output that no cache is expected to keep.
 #define STAGE_STREAMING_BYTES ((size_t)32 << 20)
 

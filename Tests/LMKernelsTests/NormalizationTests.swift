@@ -103,9 +103,11 @@ extension KernelSuite {
             let epsilon = Double(problem.epsilon)
             let (x, dy) = (problem.x.dense, problem.yGradient.dense)
             let (gate, weight) = (problem.gate.dense, problem.weight.map { Double($0) })
-            // Measured: 2.9e-7 in float32; 2.0e-3 and 2.5e-4 in others.
+            // Measured: 4.1e-7 in float32; 2.3e-3 and 2.6e-4 in others. 2.9e-6 of dx with a single
+            // column, where it is a difference that leaves nothing.
             let float32 = 1e-6
             let tolerance = stageTolerance(Element.storageType, float32: float32)
+            let ofDifference = max(tolerance, columns == 1 ? 1e-5 : 0)
             try withEachInstructionSet { set in
                 let label = "\(label) \(Element.storageType) \(set)"
                 func expect(
@@ -123,7 +125,7 @@ extension KernelSuite {
                     dx.dense,
                     Reference.l2NormalizeBackward(
                         x, outputGradient: dy, rows: rows, columns: columns, epsilon: epsilon),
-                    below: tolerance, "l2 dx")
+                    below: ofDifference, "l2 dx")
                 #expect(y.isFillerKept && dx.isFillerKept, "\(label)")
                 guard columns > 0 else { return }
                 let found = try problem.gated()
@@ -135,7 +137,7 @@ extension KernelSuite {
                 let gradients = Reference.gatedRMSNormBackward(
                     x, gate: gate, weight: weight, outputGradient: dy, rows: rows,
                     columns: columns, epsilon: epsilon)
-                expect(found.x.dense, gradients.x, below: tolerance, "dx")
+                expect(found.x.dense, gradients.x, below: ofDifference, "dx")
                 expect(found.gate.dense, gradients.gate, below: tolerance, "dgate")
                 expect(
                     found.weight.map { Double($0) }, gradients.weight, below: float32, "dweight")

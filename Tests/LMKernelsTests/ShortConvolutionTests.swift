@@ -116,7 +116,8 @@ extension KernelSuite {
             _ problem: ConvolutionProblem<Element>, _ label: String
         ) throws {
             let (y, finalState, gradients) = problem.expected()
-            // Measured: 2.4e-7 in float32, of sums over tokens too; 1.8e-3 and 2.3e-4 in others.
+            // Measured: 3.1e-7 in float32, 6.3e-7 of sums over tokens; 3.2e-3 and 3.4e-4 in
+            // others.
             let float32 = 1e-6
             let tolerance = stageTolerance(Element.storageType, float32: float32)
             try withEachInstructionSet { set in
@@ -128,8 +129,10 @@ extension KernelSuite {
                 expect(relativeError(found.y.dense, y), below: tolerance, "y")
                 #expect(found.finalState.map { Double($0) } == finalState, "\(label)")
                 expect(relativeError(found.x.dense, gradients.x), below: tolerance, "dx")
-                expect(relativeError(found.weight, gradients.weight), below: float32, "dw")
-                expect(relativeError(found.bias, gradients.bias), below: float32, "db")
+                // Sums of terms of either sign, each up to 1 or so.
+                let (dw, db) = (found.weight.map { Double($0) }, found.bias.map { Double($0) })
+                expect(relativeError(dw, gradients.weight, floor: 1), below: float32, "dw")
+                expect(relativeError(db, gradients.bias, floor: 1), below: float32, "db")
                 expect(
                     relativeError(found.initialState, gradients.initialState), below: float32,
                     "ds")

@@ -20,7 +20,8 @@ struct Fuzzer {
     static var operations: [any FuzzCase.Type] {
         [
             CrossEntropyCase.self, SoftmaxCase.self, TopKCase.self, ShiftMaxCase.self,
-            AccumulatorCase.self, MatmulCase.self, ElementwiseCase.self,
+            AccumulatorCase.self, MatmulCase.self, ElementwiseCase.self, RecurrenceCase.self,
+            ConvolutionCase.self, NormCase.self, FeatureCase.self,
         ]
     }
 
