@@ -9,4 +9,5 @@ let benchmarks: @Sendable () -> Void = {
     softmaxCurve()
     linearAttentionBenchmarks()
     linearAttentionCurve()
+    linearAttentionStageBenchmarks()
 }
