@@ -295,6 +295,11 @@ static void run_chunks(const forward_call *call, const forward_unit *unit, unsig
                 for (size_t j = used; j < capacity; j++)
                     memory.chunk.fetch[j] = memory.chunk.no_fetch[0];
             }
+            const int is_last = i + 1 == unit->heads;
+            const forward_unit after = head_of_unit(unit, is_last ? 0 : i + 1);
+            const linear_head next = head_of(call, &after, 1);
+            memory.chunk.next_token = (is_last ? block + tokens : block) - unit->segment.begin;
+            if (unit->segment.begin + memory.chunk.next_token < end) memory.chunk.next = &next;
             advance_block(call, &u, &memory, block, lmk_min(block + tokens, end));
         }
     }

@@ -39,7 +39,7 @@ static void sweep(const linear_head *head, const linear_chunk *c, const linear_g
                                .from = from,
                                .state = to,
                                .state_panel = PANEL * g->panels};
-    write_state(&write, g->panels, c->panels);
+    write_state(&write, g->panels, c->panels, 0, 0);
 }
 
 LMK_INLINE void read_state_by(const state_read *read, size_t panels, meeting met_by,
@@ -289,7 +289,7 @@ static void retreat(const linear_head *head, const linear_head_gradients *to, co
                                .from = dstate,
                                .state = dstate,
                                .state_panel = PANEL * g->panels};
-    write_state(&write, g->panels, c->panels);
+    write_state(&write, g->panels, c->panels, 0, 0);
     finish_gradients(head, &head->q, begin, count, head->scale, c, g->dq);
     put_gradients(&to->q, 0, begin, count, g->dq);
     finish_gradients(head, &head->k, begin, count, 1, c, g->dk);
@@ -311,7 +311,7 @@ static void look_back(const linear_head *head, const linear_head_gradients *to,
                                .from = dstate,
                                .state = dstate,
                                .state_panel = PANEL * g->panels};
-    write_state(&write, g->panels, c->panels);
+    write_state(&write, g->panels, c->panels, 0, 0);
     finish_gradients(head, &head->q, begin, count, head->scale, c, g->dq);
     put_gradients(&to->q, 0, begin, count, g->dq);
 }

@@ -117,32 +117,43 @@ static void decay_pairs(const float *decay, int has_bonus, float *pairs) {
     }
 }
 
-/// P with decays per key. k_transposed becomes k decayed to the chunk's end.
+/// PAIR_ROWS rows of P with decays per key. k is with tokens in lanes, decayed up to the token
+/// before `row`, and becomes what it is after these rows.
+LMK_INLINE void multiply_key_rows(const linear_chunk *c, size_t row, int has_bonus, float *k) {
+    f32x16 sum[PAIR_ROWS];
+    FOR_ROWS(PAIR_ROWS) sum[i] = splat(0);
+    for (size_t p = 0; p < c->panels; p++) {
+        const float *q = c->q + PANEL * p + LMK_LANES * row,
+                    *decay = c->decay + PANEL * p + LMK_LANES * row;
+        for (size_t d = 0; d < LMK_LANES; d += PAIR_STEPS, k += LMK_LANES * PAIR_STEPS) {
+            f32x16 decayed[PAIR_STEPS];
+            LMK_UNROLL
+            for (int s = 0; s < PAIR_STEPS; s++) decayed[s] = load(k + LMK_LANES * s);
+            FOR_ROWS(PAIR_ROWS) {
+                const i32x16 before = is_before((int)row + i);
+                LMK_UNROLL
+                for (int s = 0; s < PAIR_STEPS; s++) {
+                    const f32x16 x = decayed[s];
+                    decayed[s] = choose(before, x * decay[LMK_LANES * i + s], x);
+                    const f32x16 met = has_bonus ? x : decayed[s];
+                    sum[i] = splat(q[LMK_LANES * i + s]) * met + sum[i];
+                }
+            }
+            LMK_UNROLL
+            for (int s = 0; s < PAIR_STEPS && PAIR_ROWS < CHUNK_TOKENS; s++)
+                store(k + LMK_LANES * s, decayed[s]);
+            q += PAIR_STEPS;
+            decay += PAIR_STEPS;
+        }
+    }
+    FOR_ROWS(PAIR_ROWS) store(c->pairs + LMK_LANES * (row + (size_t)i), sum[i]);
+}
+
+/// P with decays per key. k_transposed is used up.
 static void multiply_key_pairs(const linear_chunk *c, int has_bonus) {
     for (size_t row = 0; row < CHUNK_TOKENS; row += PAIR_ROWS) {
-        f32x16 sum[PAIR_ROWS];
-        LMK_UNROLL
-        for (int i = 0; i < PAIR_ROWS; i++) sum[i] = splat(0);
-        float *k = c->k_transposed;
-        for (size_t p = 0; p < c->panels; p++) {
-            const float *const q = c->q + PANEL * p + LMK_LANES * row, *const decay =
-                                                                           c->decay + PANEL * p +
-                                                                           LMK_LANES * row;
-            for (size_t d = 0; d < LMK_LANES; d++, k += LMK_LANES) {
-                f32x16 decayed = load(k);
-                LMK_UNROLL
-                for (int i = 0; i < PAIR_ROWS; i++) {
-                    const size_t at = LMK_LANES * (size_t)i + d;
-                    const i32x16 before = is_before((int)row + i);
-                    if (has_bonus) sum[i] = splat(q[at]) * decayed + sum[i];
-                    decayed = choose(before, decayed * decay[at], decayed);
-                    if (!has_bonus) sum[i] = splat(q[at]) * decayed + sum[i];
-                }
-                if (PAIR_ROWS < CHUNK_TOKENS) store(k, decayed);
-            }
-        }
-        LMK_UNROLL
-        for (int i = 0; i < PAIR_ROWS; i++) store(c->pairs + LMK_LANES * (row + (size_t)i), sum[i]);
+        if (has_bonus) multiply_key_rows(c, row, 1, c->k_transposed);
+        else multiply_key_rows(c, row, 0, c->k_transposed);
     }
 }
 

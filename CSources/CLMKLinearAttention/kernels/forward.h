@@ -63,14 +63,15 @@ LMK_INLINE token_rows_out some_columns_out(token_rows_out x, size_t column) {
     return x;
 }
 
-/// Returns what is left to be fetched.
+/// Brings the first `nears` columns of `near` into L1 meanwhile. Returns what is left to be fetched
+/// into L2.
 static const fetch_column *advance_chunk(const linear_head *head, const linear_chunk *c,
                                          size_t begin, size_t count, const fetch_column *fetch,
-                                         float *state) {
+                                         const fetch_column *near, size_t nears, float *state) {
     const int reads = head->o.data != 0, has_decay = head->decay != LMK_DECAY_NONE;
     prepare_chunk(head, c, begin, count, reads);
     if (reads && head->is_normalized) read_normalizer(c);
-    const size_t state_panel = PANEL * c->panels + 0;
+    const size_t state_panel = PANEL * c->panels;
     for (size_t column = 0; column < panels_of(head->v.width); column += VALUE_PANELS) {
         const token_rows v = some_columns(head->v, column);
         const size_t columns = panels_of(v.width);
@@ -94,7 +95,10 @@ static const fetch_column *advance_chunk(const linear_head *head, const linear_c
                                    .from = part,
                                    .state = part,
                                    .state_panel = state_panel};
-        write_state(&write, c->panels, columns);
+        const size_t used =
+            write_state(&write, c->panels, columns, nears > 0 ? near : c->no_fetch, nears);
+        near += used;
+        nears -= used;
     }
     if (head->is_normalized) write_normalizer(c, has_decay);
     return fetch;
@@ -105,8 +109,12 @@ static void advance(const linear_head *head, const linear_chunk *c, size_t begin
     const fetch_column *fetch = c->fetch;
     for (size_t t = begin; t < end; t += CHUNK_TOKENS) {
         const size_t count = lmk_min(CHUNK_TOKENS, end - t);
-        if (c->fetch) fetch = advance_chunk(head, c, t, count, fetch, state);
-        else advance_chunk(head, c, t, count, c->no_fetch, state);
+        fetch_column near[NEAR_COLUMNS];
+        size_t nears = 0;
+        if (t + count < end) nears = near_rows(head, t + count, near);
+        else if (c->next) nears = near_rows(c->next, c->next_token, near);
+        if (c->fetch) fetch = advance_chunk(head, c, t, count, fetch, near, nears, state);
+        else advance_chunk(head, c, t, count, c->no_fetch, near, nears, state);
     }
 }
 

@@ -5,10 +5,13 @@
 #define TILE_ROWS 8
 #define TILE_VECTORS 2
 #define PAIR_ROWS 16
+/// Dimensions that one pass over the rows of pairs with decays per key takes.
+#define PAIR_STEPS 4
 #else
 #define TILE_ROWS 4
 #define TILE_VECTORS 1
 #define PAIR_ROWS 4
+#define PAIR_STEPS 2
 #endif
 
 /// Which tokens a token of a chunk meets.
@@ -130,10 +133,11 @@ typedef struct state_write {
 
 /// Rows row ..< row + ROWS of VECTORS panels of columns from `column` on.
 #define DEFINE_WRITE_TILE(NAME, ROWS, VECTORS)                                                     \
-    static void NAME(const state_write *w, size_t row, size_t column) {                            \
+    static void NAME(const state_write *w, size_t row, size_t column, const fetch_column *fetch) { \
         const float *const x = w->x + PANEL * (row / LMK_LANES) + row % LMK_LANES,                 \
                            *y = w->y + PANEL * column;                                             \
-        const size_t state_panel = w->state_panel;                                                 \
+        const size_t state_panel = w->state_panel, next_stride = fetch->stride;                    \
+        const char *next = fetch->data;                                                            \
         const float *const from = w->from + state_panel * column + LMK_LANES * row;                \
         float *const state = w->state + state_panel * column + LMK_LANES * row;                    \
         f32x16 sum[ROWS][VECTORS];                                                                 \
@@ -159,6 +163,8 @@ typedef struct state_write {
                 FOR_VECTORS(VECTORS) sum[i][v] = factor * step[v] + sum[i][v];                     \
             }                                                                                      \
             y += LMK_LANES;                                                                        \
+            __builtin_prefetch(next);                                                              \
+            next += next_stride;                                                                   \
         }                                                                                          \
         FOR_ROWS(ROWS) {                                                                           \
             FOR_VECTORS(VECTORS)                                                                   \
@@ -201,12 +207,20 @@ LMK_INLINE const fetch_column *read_state(const state_read *r, size_t columns, m
     return fetch;
 }
 
-/// `panels` 16 rows and `columns` panels of columns.
-LMK_INLINE void write_state(const state_write *w, size_t panels, size_t columns) {
+/// `panels` 16 rows and `columns` panels of columns. Uses up an entry of `fetch` for each tile
+/// while there are `fetches`, and returns how many.
+LMK_INLINE size_t write_state(const state_write *w, size_t panels, size_t columns,
+                              const fetch_column *fetch, size_t fetches) {
+    const fetch_column none = {(const char *)w->y, 0};
+    size_t used = 0;
     for (size_t column = 0; column < columns; column += TILE_VECTORS) {
-        for (size_t row = 0; row < LMK_LANES * panels; row += TILE_ROWS)
-            (columns - column >= TILE_VECTORS ? write_tile : write_half_tile)(w, row, column);
+        for (size_t row = 0; row < LMK_LANES * panels; row += TILE_ROWS) {
+            const fetch_column *const entry = used < fetches ? fetch + used++ : &none;
+            (columns - column >= TILE_VECTORS ? write_tile : write_half_tile)(w, row, column,
+                                                                              entry);
+        }
     }
+    return used;
 }
 
 /// pairs[i][j] = sum over dimensions of x[i] y[j], [16][16]; y has its tokens in lanes.

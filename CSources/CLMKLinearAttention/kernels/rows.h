@@ -105,6 +105,29 @@ static void store_panels(const token_rows_out *x, size_t begin, size_t count, co
     }
 }
 
+/// Most columns of lines that are brought into L1 during a chunk.
+#define NEAR_COLUMNS 64
+
+/// One line of each of the 16 rows from `token` on, for each line of a row.
+LMK_INLINE size_t add_near_rows(const token_rows *x, size_t token, fetch_column *columns,
+                                size_t used) {
+    const size_t bytes = dtype_bytes(x->dtype), stride = bytes * x->stride;
+    for (size_t at = 0; at < bytes * x->width && used < NEAR_COLUMNS; at += 64)
+        columns[used++] = (fetch_column){(const char *)x->data + stride * token + at, stride};
+    return used;
+}
+
+static size_t near_rows(const linear_head *head, size_t token, fetch_column *columns) {
+    size_t used = add_near_rows(&head->k, token, columns, 0);
+    if (head->o.data) used = add_near_rows(&head->q, token, columns, used);
+    if (head->decay == LMK_DECAY_KEY) {
+        const token_rows decay = {head->log_decay, head->log_decay_stride, LMK_FLOAT32,
+                                  head->k.width};
+        used = add_near_rows(&decay, token, columns, used);
+    }
+    return add_near_rows(&head->v, token, columns, used);
+}
+
 /// [panel][token][16] to [panel][16][token].
 static void transpose_panels(const float *x, size_t panels, float *to) {
     for (size_t p = 0; p < panels; p++, x += PANEL, to += PANEL) {

@@ -78,6 +78,9 @@ typedef struct linear_chunk {
     /// tile, which are `fetches` for each chunk at most; null: nothing. As many for one chunk that
     /// do no harm.
     fetch_column *fetch, *no_fetch;
+    /// Whose rows come next, from which token on: they are brought into L1. Null: nobody's.
+    const linear_head *next;
+    size_t next_token;
     size_t fetches;
     /// z, [16 panels], and q . z with the bonus, [16].
     float *normalizer, *divisors;
