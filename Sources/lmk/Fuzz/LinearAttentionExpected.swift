@@ -4,8 +4,8 @@ import LMKernelsReference
 /// What the reference makes of a problem, and bounds on the distance of float32 from it.
 ///
 /// An element's error is measured by its magnitude, the sum that the reference makes of the
-/// magnitudes of everything: inputs, states, upstream gradients. A bound counts roundings of it: one
-/// for each step of the longest chain of sums and products.
+/// magnitudes of everything: inputs, states, upstream gradients. A bound counts roundings of it,
+/// which have either sign: one for every few steps of the longest chain of sums and products.
 ///
 /// A normaliser is a further column of values, all 1. Then o = n / c, where c is a sum of positive
 /// numbers, and the upstream gradients of n and c are do / c and -(do . o) / c.
@@ -17,7 +17,7 @@ struct LinearAttentionExpected {
     private(set) var numbers: [String: Numbers] = [:]
 
     private let problem: LinearAttentionCase
-    /// Roundings along the longest chain.
+    /// Roundings of 2^-24 of a magnitude.
     private let chain: Double
     /// What a number may lose at the lower end of float32, where products of decays end.
     private let least: Double
@@ -27,8 +27,8 @@ struct LinearAttentionExpected {
         let tokens = Double(problem.length)
         let isShared = problem.decay == .head || problem.bonus != nil
         chain =
-            32 + 2 * tokens + 0.25 * Double(problem.keyWidth + problem.valueWidth)
-            + (isShared ? 0.5 * Double(problem.batch) * Double(problem.tokens) : 0)
+            8 + tokens / 2 + Double(problem.keyWidth + problem.valueWidth) / 16
+            + (isShared ? Double(problem.batch * problem.tokens) / 8 : 0)
         let largest = [
             problem.query, problem.key, problem.value, problem.initialState ?? [],
             problem.outputGradient, problem.finalStateGradient ?? [],
