@@ -155,7 +155,8 @@ extension KernelSuite {
                         let (features, dx) = try problem.run()
                         let found = [features.bits, dx.bits]
                         if let expected {
-                            #expect(found == expected, "\(map) \(set) \(threads) threads")
+                            let isSame = found == expected
+                            #expect(isSame, "\(map) \(set) \(threads) threads")
                         }
                         expected = expected ?? found
                     }

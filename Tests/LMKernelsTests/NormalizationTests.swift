@@ -193,7 +193,8 @@ extension KernelSuite {
                             gated.weight.map { UInt64($0.bitPattern) },
                         ]
                         if let expected {
-                            #expect(found == expected, "\(tokens) \(set) \(threads) threads")
+                            let isSame = found == expected
+                            #expect(isSame, "\(tokens) \(set) \(threads) threads")
                         }
                         expected = expected ?? found
                     }

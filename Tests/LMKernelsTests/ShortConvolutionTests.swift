@@ -127,7 +127,8 @@ extension KernelSuite {
                     #expect(error < limit, "\(label): \(what) \(error)")
                 }
                 expect(relativeError(found.y.dense, y), below: tolerance, "y")
-                #expect(found.finalState.map { Double($0) } == finalState, "\(label)")
+                #expect(
+                    zip(found.finalState, finalState).allSatisfy { Double($0) == $1 }, "\(label)")
                 expect(relativeError(found.x.dense, gradients.x), below: tolerance, "dx")
                 // Sums of terms of either sign, each up to 1 or so.
                 let (dw, db) = (found.weight.map { Double($0) }, found.bias.map { Double($0) })
@@ -201,7 +202,8 @@ extension KernelSuite {
                             problem.threads = threads
                             let found = try problem.run(workspace).bits
                             if let expected {
-                                #expect(found == expected, "\(tokens) \(width) \(set) \(threads)")
+                                let isSame = found == expected
+                                #expect(isSame, "\(tokens) \(width) \(set) \(threads)")
                             }
                             expected = expected ?? found
                         }
@@ -240,7 +242,7 @@ extension KernelSuite {
                         finalState: state.mutableSpan)
                     found += row
                 }
-                #expect(found == whole)
+                #expect(zip(found, whole).allSatisfy { $0 == $1 })
                 #expect(state == finalState)
             }
         }
