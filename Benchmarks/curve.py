@@ -36,7 +36,8 @@ def read(path, title):
 
 def draw(panels, names, picture, ticks, x_label, y_label, is_logarithmic=False):
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(5 * len(panels), 3.4), sharey=True, squeeze=False)
+        1, len(panels), figsize=(5 * len(panels), 3.4), sharey=True, squeeze=False,
+        layout="constrained")
     for axis, (title, sizes, columns, _) in zip(axes[0], panels):
         for name, values in zip(names, columns):
             is_computed = is_logarithmic and name.startswith("exact")
@@ -51,8 +52,8 @@ def draw(panels, names, picture, ticks, x_label, y_label, is_logarithmic=False):
         axis.set_title(title)
         axis.grid(alpha=0.3)
     figure.axes[0].set_ylabel(y_label)
-    figure.axes[0].legend(fontsize="small")
-    figure.tight_layout()
+    handles = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncol=len(names))
     figure.savefig(picture, dpi=110)
 
 
