@@ -51,6 +51,8 @@ extension LinearAttentionProblem {
                     let error = relativeError(
                         values.map { Double($0) }, expected[name]!,
                         floor: name == "dq" || name == "dk" ? floor : 0)
+                    let limit = tolerance ?? tolerances.limit(name, options.decay)
+                    #expect(error < limit, "\(label): \(name) \(error)")
                 }
             }
         }

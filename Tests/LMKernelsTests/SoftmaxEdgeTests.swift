@@ -134,7 +134,9 @@ extension KernelSuite {
             }
         }
 
-        @Test(arguments: [3e38, -3e38, 1e30, 1e25, 1e6, -1e6, 0x1p-149, -0x1p-130, 500, -700] as [Float])
+        @Test(
+            arguments: [3e38, -3e38, 1e30, 1e25, 1e6, -1e6, 0x1p-149, -0x1p-130, 500, -700]
+                as [Float])
         func oneEntryFarFromTheOthers(x: Float) throws {
             // 3e38 times a du that is all rounding says nothing.
             try check(special: [x], checksScale: false)
