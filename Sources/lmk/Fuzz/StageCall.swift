@@ -1,9 +1,6 @@
 import LMKernels
 import LMKernelsReference
 
-typealias LinearAttention = LMKernels.LinearAttention
-typealias ReferenceLinearAttention = LMKernelsReference.LinearAttention
-
 /// What a call of a stage around linear attention gives: arrays by name, dense, as float32.
 typealias StageFound = [(name: String, values: [Float])]
 
