@@ -193,16 +193,12 @@ struct RecurrenceCase: StageCase {
                         result[i].magnitude =
                             Double(initialState?[n * channels + c] ?? 0).magnitude
                     } else {
-                        let value = h[i - channels].magnitude
+                        let value: Double = h[i - channels].magnitude
+                        let bound: Double = bounds[i - channels]
+                        let rounding: Double = value * storage.unit + 2 * storage.leastUnit
                         // An h beyond its storage is infinite there.
-                        let isBeyond = value + bounds[i - channels] > storage.overflow
-                        result[i] = (
-                            value,
-                            isBeyond
-                                ? .nan
-                                : bounds[i - channels] + value * storage.unit
-                                    + 2 * storage.leastUnit
-                        )
+                        let isBeyond: Bool = value + bound > storage.overflow
+                        result[i] = (value, isBeyond ? .nan : bound + rounding)
                     }
                 }
             }
