@@ -134,13 +134,18 @@ extension KernelSuite {
             }
         }
 
-        @Test(arguments: [3e38, -3e38, 1e30, 1e25, 1e6, -1e6, 0x1p-149, -0x1p-130, 500, -700] as [Float])
+        @Test(
+            arguments: [3e38, -3e38, 1e30, 1e25, -1e25, 1e6, -1e6, 0x1p-149, -0x1p-130, 500, -700]
+                as [Float])
         func oneEntryFarFromTheOthers(x: Float) throws {
             // 3e38 times a du that is all rounding says nothing.
             try check(special: [x], checksScale: false)
         }
 
-        @Test(arguments: [1e6, -1e6, 1.04e6, 1.05e6, -1.05e6, 30000, -400, 255, -300] as [Float])
+        @Test(
+            arguments: [
+                1e6, -1e6, 1.04e6, 1.05e6, -1.05e6, -1_048_570, 30000, -400, 255, -300, -250,
+            ] as [Float])
         func allEntriesFarFromZero(offset: Float) throws {
             try check(
                 special: [], among: offset - 4...offset + 4, functions: [.softmax, .logSoftmax])
