@@ -179,6 +179,25 @@ extension KernelSuite {
             }
         }
 
+        /// Positions so far before the first column that their rows keep nothing.
+        @Test func rowsThatSeeNothing() throws {
+            for function in Softmax.Function.allCases {
+                var problem = SoftmaxProblem<Float>(rows: 5, columns: 20, seed: 8)
+                problem.options.causalOffset = -3
+                let expected = problem.expected(function)
+                try withEachInstructionSet { set in
+                    let label = "\(function) \(set)"
+                    let y = try problem.forward(function).y
+                    #expect(relativeError(y.dense, expected.y, floor: 1) < 7e-7, "\(label)")
+                    let absent =
+                        function == .softmax || function == .stableMax ? 0 : -Double.infinity
+                    #expect(y.dense.prefix(3 * 20).allSatisfy { $0 == absent }, "\(label)")
+                    let dx = try problem.backward(function, y: y).x
+                    #expect(relativeError(dx.dense, expected.x, floor: 0.1) < 9e-7, "\(label)")
+                }
+            }
+        }
+
         @Test func notANumberAndInfinity() throws {
             for special in [[.nan], [.infinity], [.nan, .infinity], [.infinity, .infinity]]
                 as [[Float]]
