@@ -16,9 +16,13 @@ deps: ## install libomp-dev and libopenblas-dev if they are missing
 demo: deps ## train a next-word model on a novel with cut cross-entropy
 	$(SWIFT) run --package-path Examples/WordModel $(RELEASE) WordModel
 
+# By product: building everything builds tools of the argument parser as well, and other flags build Swift twice.
+TESTING = $(RELEASE) -Xswiftc -enable-testing
+
 test: deps ## unit tests, conformance vectors, memory bound, dependency by version
-	$(SWIFT) build $(RELEASE) --product lmk
-	$(SWIFT) test $(RELEASE) -Xswiftc -enable-testing
+	$(SWIFT) build $(TESTING) --product swift-lm-kernelsPackageTests
+	$(SWIFT) build $(TESTING) --product lmk
+	$(SWIFT) test $(TESTING) --skip-build
 	bash Scripts/conformance.sh
 	bash Scripts/memory.sh
 	bash Scripts/consumer.sh

@@ -115,14 +115,14 @@ extension KernelSuite {
             }
         }
 
-        /// `special` at the ends and in the middle of rows of each length.
+        /// `special` at the ends of rows of each length, and in a whole vector of the last slice.
         private func check(
             special: [Float], among others: ClosedRange<Float> = -2...2,
             functions: [Softmax.Function] = Softmax.Function.allCases, checksScale: Bool = true
         ) throws {
             for columns in [3, 70, 16450] {
                 var random = SeededGenerator(seed: 5)
-                let places = [0, columns / 2, columns - 1]
+                let places = [0, max(columns / 2, columns - 20), columns - 1]
                 let rows: [[Float]] = places.map { first in
                     var row = (0..<columns).map { _ in Float.random(in: others, using: &random) }
                     for (i, x) in special.enumerated() { row[(first + i) % columns] = x }
@@ -135,14 +135,17 @@ extension KernelSuite {
         }
 
         @Test(
-            arguments: [3e38, -3e38, 1e30, 1e25, 1e6, -1e6, 0x1p-149, -0x1p-130, 500, -700]
+            arguments: [3e38, -3e38, 1e30, 1e25, -1e25, 1e6, -1e6, 0x1p-149, -0x1p-130, 500, -700]
                 as [Float])
         func oneEntryFarFromTheOthers(x: Float) throws {
             // 3e38 times a du that is all rounding says nothing.
             try check(special: [x], checksScale: false)
         }
 
-        @Test(arguments: [1e6, -1e6, 1.04e6, 1.05e6, -1.05e6, 30000, -400, 255, -300] as [Float])
+        @Test(
+            arguments: [
+                1e6, -1e6, 1.04e6, 1.05e6, -1.05e6, -1_048_570, 30000, -400, 255, -300, -250,
+            ] as [Float])
         func allEntriesFarFromZero(offset: Float) throws {
             try check(
                 special: [], among: offset - 4...offset + 4, functions: [.softmax, .logSoftmax])
@@ -173,6 +176,25 @@ extension KernelSuite {
                 var one = none
                 one[columns / 2] = 3
                 try check([none, one], "-inf of \(columns)")
+            }
+        }
+
+        /// Positions so far before the first column that their rows keep nothing.
+        @Test func rowsThatSeeNothing() throws {
+            for function in Softmax.Function.allCases {
+                var problem = SoftmaxProblem<Float>(rows: 5, columns: 20, seed: 8)
+                problem.options.causalOffset = -3
+                let expected = problem.expected(function)
+                try withEachInstructionSet { set in
+                    let label = "\(function) \(set)"
+                    let y = try problem.forward(function).y
+                    #expect(relativeError(y.dense, expected.y, floor: 1) < 7e-7, "\(label)")
+                    let absent =
+                        function == .softmax || function == .stableMax ? 0 : -Double.infinity
+                    #expect(y.dense.prefix(3 * 20).allSatisfy { $0 == absent }, "\(label)")
+                    let dx = try problem.backward(function, y: y).x
+                    #expect(relativeError(dx.dense, expected.x, floor: 0.1) < 9e-7, "\(label)")
+                }
             }
         }
 
