@@ -417,10 +417,27 @@ static void run_piece(void *context, size_t slot, unsigned worker) {
     const size_t tokens = unit.segment.end - unit.segment.begin;
     for (size_t i = 0; i < unit.heads; i++) {
         const forward_unit u = head_of_unit(&unit, i);
-        const worker_memory memory = memory_of(call, worker, 0);
-        const linear_head head = head_of(call, &u, 0);
+        const worker_memory memory = memory_of(call, worker, i);
         import_start(call, &u, (state_start){0}, &memory);
-        call->kernels->advance(&head, &memory.chunk, 0, tokens, memory.state);
+    }
+    for (size_t t = 0; t < tokens; t += CHUNK_TOKENS) {
+        for (size_t i = 0; i < unit.heads; i++) {
+            const forward_unit u = head_of_unit(&unit, i);
+            const linear_head head = head_of(call, &u, 0);
+            worker_memory memory = memory_of(call, worker, i);
+            const int is_last = i + 1 == unit.heads;
+            const forward_unit after = head_of_unit(&unit, is_last ? 0 : i + 1);
+            const linear_head next = head_of(call, &after, 0);
+            const size_t next_token = is_last ? t + CHUNK_TOKENS : t;
+            if (next_token < tokens) memory.chunk.near = head_rows(&next, next_token, 0);
+            call->kernels->advance(&head, &memory.chunk, t, lmk_min(t + CHUNK_TOKENS, tokens),
+                                   memory.state);
+        }
+    }
+    for (size_t i = 0; i < unit.heads; i++) {
+        const forward_unit u = head_of_unit(&unit, i);
+        const linear_head head = head_of(call, &u, 0);
+        const worker_memory memory = memory_of(call, worker, i);
         float *const piece = piece_of(call, u.segment.index, u.head);
         export_to(call, &u, memory.state, memory.chunk.normalizer, 0, piece_state(call, piece),
                   piece_normalizer(call, piece));
@@ -428,7 +445,7 @@ static void run_piece(void *context, size_t slot, unsigned worker) {
     }
 }
 
-/// From what segments do to the state to the state at the end of each, in order.
+/// From what each segment does to the state to the state at its end, in order.
 static void join_pieces(void *context, size_t slot, unsigned worker) {
     (void)worker;
     const forward_call *const call = context;

@@ -10,7 +10,7 @@
 #define SEGMENT_TOKENS 1024
 /// Pieces of work, value slices included, from which no sequence needs to be cut, and that cutting
 /// aims at.
-#define ENOUGH_PIECES 16
+#define ENOUGH_PIECES 8
 #define WANTED_PIECES 32
 
 /// Bytes of the states that a worker goes back and forth between, and of the rows of a block: both

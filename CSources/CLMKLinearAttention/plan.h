@@ -24,7 +24,7 @@ size_t lmk_linear_chunk_layout(const lmk_linear_attention *a, float *memory, lin
 size_t lmk_linear_fetch_floats(const lmk_linear_attention *a);
 
 /// Most sequences that are cut into segments: with more, whole ones keep every thread busy.
-#define CUT_SEQUENCES 15
+#define CUT_SEQUENCES 7
 
 /// Sequences, segments of them and groups of value columns. Segments are a matter of shape, because
 /// sums over them are combined; groups are not, because columns do not meet.

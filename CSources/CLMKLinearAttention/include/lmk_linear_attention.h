@@ -187,8 +187,8 @@ lmk_status lmk_linear_attention_backward(const lmk_linear_attention *attention,
 ///     S_end = diag(decay) S_start + state        z_end = diag(decay) z_start + normalizer
 ///
 /// All are dense float32; `decay` is the product of the factors, equal along key_dim unless the
-/// decay is per key. Sun et al., "LASP-2: Rethinking Sequence Parallelism for Linear Attention",
-/// 2025.
+/// decay is per key, and 0 below 2^-126. Sun et al., "LASP-2: Rethinking Sequence Parallelism for
+/// Linear Attention", 2025.
 typedef struct lmk_linear_attention_piece {
     /// [N, heads, key_dim]
     float *LMK_NULLABLE decay;
