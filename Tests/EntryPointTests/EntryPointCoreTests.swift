@@ -161,9 +161,30 @@ import Testing
             m.c_stride = columns
             let size = lmk_matmul_workspace_size(&m)
             let workspace = Scratch(size)
-            #expect(refusal { lmk_matmul_run(&m, workspace.pointer, size, $0) } == nil)
-            let expected = Float(6 * depth)
-            #expect((0..<rows * columns).allSatisfy { c.pointer[$0] == expected })
+            for times in 1...2 {
+                m.accumulate = times == 1 ? 0 : 1
+                #expect(refusal { lmk_matmul_run(&m, workspace.pointer, size, $0) } == nil)
+                let expected = Float(6 * depth * times)
+                #expect((0..<rows * columns).allSatisfy { c.pointer[$0] == expected })
+            }
+        }
+    }
+
+    /// Around the vectors and rounds of the probes; past the caches only where lines begin.
+    @Test(arguments: [0, 1, 15, 16, 17, 127, 128, 129, 300])
+    func probes(count: Int) {
+        let x = GuardedFloats(count, 2)
+        #expect(lmk_probe_read(x.pointer, count) == Float(2 * count))
+        for streaming: Int32 in [0, 1] {
+            for offset in [0, 4, 60] {
+                let size = count * MemoryLayout<Float>.size
+                let copy = Scratch(size, offset: offset)
+                let y = copy.pointer.bindMemory(to: Float.self, capacity: count)
+                y.initialize(repeating: 0, count: count)
+                lmk_probe_copy(x.pointer, y, count, streaming)
+                #expect((0..<count).allSatisfy { y[$0] == 2 }, "\(streaming) \(offset)")
+                #expect(copy.isWithinBounds, "\(streaming) \(offset)")
+            }
         }
     }
 }

@@ -179,6 +179,17 @@ extension KernelSuite {
             }
         }
 
+        /// x du is no smaller where s(u) vanishes beside the sum: only -infinity adds nothing.
+        @Test func scaleGradientWhereStableMaxVanishes() throws {
+            let problem = problem([[-1e30, 3e38] + [Float](repeating: 0, count: 18)])
+            let expected = problem.expected(.logStableMax).scale
+            try withEachInstructionSet { set in
+                let y = try problem.forward(.logStableMax).y
+                let found = try problem.backward(.logStableMax, y: y).scale
+                #expect(relativeError(found, expected) < 1e-6, "\(set)")
+            }
+        }
+
         /// Positions so far before the first column that their rows keep nothing.
         @Test func rowsThatSeeNothing() throws {
             for function in Softmax.Function.allCases {
