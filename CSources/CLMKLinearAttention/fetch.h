@@ -7,20 +7,20 @@
 
 #define FETCH_TENSORS_MAX 8
 
-/// Rows of some heads: two axes, the one with the larger stride first. Strides are in bytes.
+/// Rows of some heads as columns of 16 lines: `rows` times `groups` times `lines` of them. Steps
+/// and the stride from line to line of a column are in bytes.
 typedef struct fetch_tensor {
     const char *data;
-    size_t strides[2], counts[2], row_bytes;
+    size_t rows, row_step, groups, group_step, lines, stride;
 } fetch_tensor;
 
-/// The rows of a block, and how far they have been fetched.
+/// The rows of a block, and how far they have been handed out.
 typedef struct fetch_list {
     fetch_tensor tensors[FETCH_TENSORS_MAX];
     size_t count;
-    /// Columns of 16 lines in all, and those handed out.
-    size_t columns, done;
-    /// The next one: tensor, row of the first axis, line or byte within it.
-    size_t tensor, row, at;
+    /// Columns in all.
+    size_t columns;
+    size_t tensor, row, group, line;
 } fetch_list;
 
 /// Adds rows of `tokens` tokens and `heads` heads, whose first one is at `data`.

@@ -104,25 +104,33 @@ static float *piece_state(const forward_call *call, float *piece) {
     return piece + 2 * call->attention->key_dim;
 }
 
-/// A worker's memory while it works on head `i` of its unit: the normaliser lies behind the state.
+/// A worker's memory while it works on a head of its unit: the normaliser lies behind the state.
 typedef struct worker_memory {
     linear_chunk chunk;
     fetch_column *fetch;
-    float *state, *other_state;
+    /// Of the unit's heads, of this one, and one more.
+    float *states, *state, *other_state;
 } worker_memory;
 
-static worker_memory memory_of(const forward_call *call, unsigned worker, size_t i) {
+/// The same on head `i`.
+static worker_memory for_head(const forward_call *call, worker_memory memory, size_t i) {
+    const lmk_linear_attention *const a = call->attention;
+    memory.state = memory.states + worker_state_floats(a) * i;
+    memory.chunk.normalizer = memory.state + state_floats(a->key_dim, a->value_dim);
+    return memory;
+}
+
+static worker_memory memory_of(const forward_call *call, unsigned worker) {
     const lmk_linear_attention *const a = call->attention;
     float *const memory = call->workers + call->worker_floats * worker,
                  *const fetch = memory + chunk_floats(a), *const states = fetch + fetch_floats(a);
     worker_memory result = {
         .fetch = (fetch_column *)(void *)fetch,
-        .state = states + worker_state_floats(a) * (i + 1),
+        .states = states + worker_state_floats(a),
         .other_state = states,
     };
     lmk_linear_chunk_layout(a, memory, &result.chunk);
-    result.chunk.normalizer = result.state + state_floats(a->key_dim, a->value_dim);
-    return result;
+    return for_head(call, result, 0);
 }
 
 static void copy(float *to, const float *from, size_t count) {
@@ -275,9 +283,10 @@ static void advance_block(const forward_call *call, const forward_unit *u,
 }
 
 static void run_chunks(const forward_call *call, const forward_unit *unit, unsigned worker) {
+    const worker_memory first = memory_of(call, worker);
     for (size_t i = 0; i < unit->heads; i++) {
         const forward_unit u = head_of_unit(unit, i);
-        const worker_memory memory = memory_of(call, worker, i);
+        const worker_memory memory = for_head(call, first, i);
         import_start(call, &u, start_of(call, &u), &memory);
     }
     const size_t end = unit->segment.end, tokens = call->plan.block_tokens;
@@ -286,7 +295,7 @@ static void run_chunks(const forward_call *call, const forward_unit *unit, unsig
         const size_t share = lmk_divide_up(list.columns, unit->heads);
         for (size_t i = 0; i < unit->heads; i++) {
             const forward_unit u = head_of_unit(unit, i);
-            worker_memory memory = memory_of(call, worker, i);
+            worker_memory memory = for_head(call, first, i);
             if (list.columns > 0 && !has_states(call)) {
                 const size_t capacity = memory.chunk.fetches * (tokens / CHUNK_TOKENS),
                              used = lmk_min(share, capacity);
@@ -306,7 +315,7 @@ static void run_chunks(const forward_call *call, const forward_unit *unit, unsig
     }
     for (size_t i = 0; unit->segment.is_last && i < unit->heads; i++) {
         const forward_unit u = head_of_unit(unit, i);
-        const worker_memory memory = memory_of(call, worker, i);
+        const worker_memory memory = for_head(call, first, i);
         export_to(call, &u, memory.state, memory.chunk.normalizer, state_index(call, &u),
                   call->results->final_state, call->results->final_normalizer);
     }
@@ -400,7 +409,7 @@ static void run_unit(void *context, size_t slot, unsigned worker) {
     }
     for (size_t i = 0; i < unit.heads; i++) {
         const forward_unit u = head_of_unit(&unit, i);
-        const worker_memory memory = memory_of(call, worker, 0);
+        const worker_memory memory = memory_of(call, worker);
         if (tokens == 0) pass_on(call, &u);
         else if (a->is_bidirectional) run_both_ways(call, &u, &memory);
         else run_steps(call, &u, &memory);
@@ -415,16 +424,17 @@ static void run_piece(void *context, size_t slot, unsigned worker) {
     const forward_unit unit = unit_of(call, slot);
     if (unit.segment.is_last && !call->attention->is_bidirectional) return;
     const size_t tokens = unit.segment.end - unit.segment.begin;
+    const worker_memory first = memory_of(call, worker);
     for (size_t i = 0; i < unit.heads; i++) {
         const forward_unit u = head_of_unit(&unit, i);
-        const worker_memory memory = memory_of(call, worker, i);
+        const worker_memory memory = for_head(call, first, i);
         import_start(call, &u, (state_start){0}, &memory);
     }
     for (size_t t = 0; t < tokens; t += CHUNK_TOKENS) {
         for (size_t i = 0; i < unit.heads; i++) {
             const forward_unit u = head_of_unit(&unit, i);
             const linear_head head = head_of(call, &u, 0);
-            worker_memory memory = memory_of(call, worker, i);
+            worker_memory memory = for_head(call, first, i);
             const int is_last = i + 1 == unit.heads;
             const forward_unit after = head_of_unit(&unit, is_last ? 0 : i + 1);
             const linear_head next = head_of(call, &after, 0);
@@ -437,7 +447,7 @@ static void run_piece(void *context, size_t slot, unsigned worker) {
     for (size_t i = 0; i < unit.heads; i++) {
         const forward_unit u = head_of_unit(&unit, i);
         const linear_head head = head_of(call, &u, 0);
-        const worker_memory memory = memory_of(call, worker, i);
+        const worker_memory memory = for_head(call, first, i);
         float *const piece = piece_of(call, u.segment.index, u.head);
         export_to(call, &u, memory.state, memory.chunk.normalizer, 0, piece_state(call, piece),
                   piece_normalizer(call, piece));
@@ -534,7 +544,7 @@ static void run_total_decay(void *context, size_t slot, unsigned worker) {
     const forward_call *const call = context;
     const lmk_linear_attention *const a = call->attention;
     const size_t sequence = slot / a->heads;
-    const worker_memory memory = memory_of(call, worker, 0);
+    const worker_memory memory = memory_of(call, worker);
     const linear_head head =
         lmk_linear_attention_head(a, 0, sequence, slot % a->heads, 0, 0, a->value_dim);
     call->kernels->total_decay(&head, &memory.chunk, tokens_of(a, sequence),
