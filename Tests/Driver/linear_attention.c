@@ -371,8 +371,11 @@ static tokens make_tokens(generator *g, const lmk_linear_attention *a, size_t he
     tokens t = take_tokens(a, heads, width, 1, dtype, 0);
     float *const values = take(heads * width * sizeof *values);
     for (size_t i = 0; i < t.rows.rows; i++) {
-        for (size_t j = 0; j < heads * width; j++)
-            values[j] = low + (high - low) * 0.5f * (next_float(g) + 1);
+        for (size_t j = 0; j < heads * width; j++) {
+            // Two statements: one might be fused, on some machines.
+            const float part = (high - low) * 0.5f * (next_float(g) + 1);
+            values[j] = low + part;
+        }
         put_row(&t.rows, i, values);
     }
     free(values);
