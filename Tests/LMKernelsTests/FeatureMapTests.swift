@@ -186,8 +186,7 @@ extension KernelSuite {
 
         /// What is not finite where the reference's result is not, and nowhere else.
         @Test func infinitiesAndNaN() throws {
-            // At its end the cosine map's cosine is 0, and 6e-17 in the reference.
-            for map in Self.maps where map != .cosine(length: 1) {
+            for map in Self.maps {
                 for value in [Float.nan, .infinity, -.infinity] {
                     var problem = FeatureProblem<Float>(map, .init(tokens: 3, columns: 20))
                     problem.x[20 + 18] = value

@@ -80,8 +80,8 @@ extension LinearAttention {
             case .focused(let power, let epsilon):
                 return Focused(x, power: power, epsilon: epsilon).features
             case .cosine(let positions, let length):
-                let angle = FeatureMap.angle(positions[row], length)
-                return x.map { relu($0) * cos(angle) } + x.map { relu($0) * sin(angle) }
+                let (cosine, sine) = FeatureMap.direction(positions[row], length)
+                return x.map { relu($0) * cosine } + x.map { relu($0) * sine }
             }
         }
 
@@ -90,9 +90,13 @@ extension LinearAttention {
 
         static func taylorScale(_ columns: Int) -> Double { pow(Double(columns), -0.25) }
 
-        /// pi i / (2M).
-        static func angle(_ position: Int, _ length: Int) -> Double {
-            Double.pi * Double(position) / (2 * Double(length))
+        /// cos and sin of pi i / (2M). The cosine as the sine of what is left to a right angle, so
+        /// that it is 0 at i = M, which cos of a rounded pi / 2 is not.
+        static func direction(_ position: Int, _ length: Int) -> (cosine: Double, sine: Double) {
+            func sine(_ part: Int) -> Double {
+                sin(Double.pi * Double(part) / (2 * Double(length)))
+            }
+            return (sine(length - position), sine(position))
         }
 
         func check(_ x: [Double], rows: Int, columns: Int) {

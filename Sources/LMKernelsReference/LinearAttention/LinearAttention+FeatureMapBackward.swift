@@ -45,9 +45,9 @@ extension LinearAttention.FeatureMap {
         case .focused(let power, let epsilon):
             return focusedGradient(x, g, power: power, epsilon: epsilon)
         case .cosine(let positions, let length):
-            let angle = LinearAttention.FeatureMap.angle(positions[row], length)
+            let (cosine, sine) = LinearAttention.FeatureMap.direction(positions[row], length)
             return x.indices.map {
-                x[$0] > 0 ? cos(angle) * g[$0] + sin(angle) * g[columns + $0] : 0
+                x[$0] > 0 ? cosine * g[$0] + sine * g[columns + $0] : 0
             }
         }
     }
