@@ -71,7 +71,8 @@ typedef struct lmk_token_strides {
 /// where they are packed, else `batch`.
 typedef struct lmk_linear_attention {
     lmk_linear_attention_form form;
-    /// Storage of q, k, v, o and their gradients; everything else is float32.
+    /// Storage of q, k, v, o and their gradients; everything else is float32, and so is all
+    /// arithmetic: the others are widened as they are read.
     lmk_dtype dtype;
     lmk_decay decay;
     size_t batch, tokens, heads, key_heads, key_dim, value_dim;
@@ -172,9 +173,11 @@ typedef struct lmk_linear_attention_gradients {
 
 size_t lmk_linear_attention_backward_workspace_size(const lmk_linear_attention *attention);
 
-/// Chunks from last to first. States at the chunks' starts are kept at intervals that the memory
-/// budget allows and computed again in between. The gradient of a log-decay is a sum of its own
-/// terms, without those that cancel.
+/// Chunks from last to first, whatever `form` says. States at the chunks' starts are kept at
+/// intervals that the memory budget allows and computed again in between. The gradient of a
+/// log-decay is a sum of its own terms, without those that cancel. Long sequences are cut into
+/// segments as in forward, except with a normaliser, whose gradients need the states that segments
+/// are there to find.
 lmk_status lmk_linear_attention_backward(const lmk_linear_attention *attention,
                                          const lmk_linear_attention_gradients *gradients,
                                          void *LMK_NULLABLE workspace, size_t workspace_size,

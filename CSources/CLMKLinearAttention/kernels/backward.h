@@ -31,7 +31,7 @@ static void clear(float *x, size_t count) {
 
 static void sweep(const linear_head *head, const linear_chunk *c, const linear_gradient_chunk *g,
                   size_t begin, size_t count, const float *from, float *to) {
-    prepare_chunk(head, c, begin, count, 0);
+    prepare_chunk(head, c, begin, count, PREPARE_WRITES);
     load_values(head, g, begin, count);
     const state_write write = {.x = g->values,
                                .y = c->write,
@@ -271,7 +271,7 @@ static void retreat(const linear_head *head, const linear_head_gradients *to, co
                     const linear_gradient_chunk *g, size_t begin, size_t count, const float *state,
                     float *dstate) {
     const int has_decay = head->decay != LMK_DECAY_NONE;
-    prepare_chunk(head, c, begin, count, 1);
+    prepare_chunk(head, c, begin, count, PREPARE_PAIRS);
     load_values(head, g, begin, count);
     load_output_gradients(to, g, begin, count);
     transpose_panels(g->values, g->panels, g->values_transposed);
@@ -302,7 +302,7 @@ static void retreat(const linear_head *head, const linear_head_gradients *to, co
 static void read_back(const linear_head *head, const linear_head_gradients *to,
                       const linear_chunk *c, const linear_gradient_chunk *g, size_t begin,
                       size_t count, float *dstate) {
-    prepare_chunk(head, c, begin, count, 1);
+    prepare_chunk(head, c, begin, count, PREPARE_READS);
     load_output_gradients(to, g, begin, count);
     const state_write write = {.x = g->outputs,
                                .y = c->read,
@@ -344,7 +344,7 @@ static void look_back(const linear_head *head, const linear_head_gradients *to,
 static void write_back(const linear_head *head, const linear_head_gradients *to,
                        const linear_chunk *c, const linear_gradient_chunk *g, size_t begin,
                        size_t count, const float *dstate) {
-    prepare_chunk(head, c, begin, count, 0);
+    prepare_chunk(head, c, begin, count, PREPARE_WRITES);
     load_values(head, g, begin, count);
     read_keys(c, g, g->values, dstate, 0, 0, MEET_NONE, c->pairs, c->k, g->dk);
     value_gradients(c, g, MEET_NONE, dstate);

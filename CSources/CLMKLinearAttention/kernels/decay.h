@@ -157,9 +157,17 @@ static void multiply_key_pairs(const linear_chunk *c, int has_bonus) {
     }
 }
 
-/// Everything of a chunk that does not need the state. Without `reads`, what writes need.
+/// What a chunk is prepared for; each contains those before it.
+typedef enum preparation {
+    PREPARE_WRITES,
+    PREPARE_READS,
+    PREPARE_PAIRS,
+} preparation;
+
+/// Everything of a chunk that does not need the state.
 static void prepare_chunk(const linear_head *head, const linear_chunk *c, size_t begin,
-                          size_t count, int reads) {
+                          size_t count, preparation wanted) {
+    const int reads = wanted >= PREPARE_READS, pairs = wanted >= PREPARE_PAIRS;
     const int has_bonus = head->bonus != 0;
     float factors[CHUNK_TOKENS];
     if (head->has_unit_length) row_factors(&head->k, begin, count, head, 1, factors);
@@ -167,22 +175,22 @@ static void prepare_chunk(const linear_head *head, const linear_chunk *c, size_t
     if (reads) {
         row_factors(&head->q, begin, count, head, head->scale, factors);
         load_panels(&head->q, begin, count, CHUNK_TOKENS, factors, c->q);
-        transpose_panels(c->k, c->panels, c->k_transposed);
+        if (pairs) transpose_panels(c->k, c->panels, c->k_transposed);
     }
     float bonuses[CHUNK_TOKENS];
-    if (reads && has_bonus) multiply_bonus(c, head, bonuses);
+    if (pairs && has_bonus) multiply_bonus(c, head, bonuses);
     if (head->decay == LMK_DECAY_KEY) {
         load_key_decays(head, begin, count, CHUNK_TOKENS, c->decay);
-        if (reads) multiply_key_pairs(c, has_bonus);
+        if (pairs) multiply_key_pairs(c, has_bonus);
         spread_key_decays(c, has_bonus, reads);
     } else {
-        if (reads) multiply_pairs(c->q, c->k_transposed, c->panels, c->pairs);
+        if (pairs) multiply_pairs(c->q, c->k_transposed, c->panels, c->pairs);
         if (head->decay != LMK_DECAY_NONE) {
             load_token_decays(head, begin, count, c->decay);
-            if (reads) decay_pairs(c->decay, has_bonus, c->pairs);
+            if (pairs) decay_pairs(c->decay, has_bonus, c->pairs);
             spread_token_decays(c, has_bonus, reads);
         }
     }
-    for (size_t i = 0; reads && has_bonus && i < CHUNK_TOKENS; i++)
+    for (size_t i = 0; pairs && has_bonus && i < CHUNK_TOKENS; i++)
         c->pairs[(LMK_LANES + 1) * i] = bonuses[i];
 }

@@ -1,4 +1,4 @@
-// Chunks of tokens, one after the other, on a state in slices. Included inside a region.
+// Chunks of tokens, one after the other, on a state in panels. Included inside a region.
 
 static void import_state(const float *from, size_t stride, size_t rows, size_t columns,
                          float *state) {
@@ -69,7 +69,7 @@ static const fetch_column *advance_chunk(const linear_head *head, const linear_c
                                          size_t begin, size_t count, const fetch_column *fetch,
                                          const fetch_column *near, size_t nears, float *state) {
     const int reads = head->o.data != 0, has_decay = head->decay != LMK_DECAY_NONE;
-    prepare_chunk(head, c, begin, count, reads);
+    prepare_chunk(head, c, begin, count, reads ? PREPARE_PAIRS : PREPARE_WRITES);
     if (reads && head->is_normalized) read_normalizer(c);
     const size_t state_panel = PANEL * c->panels;
     for (size_t column = 0; column < panels_of(head->v.width); column += VALUE_PANELS) {
