@@ -78,7 +78,8 @@ let package = Package(
         .testTarget(name: "LMKernelsReferenceTests", dependencies: ["LMKernelsReference"]),
         // Pointers and descriptors as C has them: nothing here is memory safe.
         .testTarget(
-            name: "EntryPointTests", dependencies: ["CLMKCore", "CLMKCrossEntropy", "CLMKSoftmax"]),
+            name: "EntryPointTests",
+            dependencies: ["CLMKCore", "CLMKCrossEntropy", "CLMKSoftmax", "CLMKLinearAttention"]),
     ],
     swiftLanguageModes: [.v6],
     cLanguageStandard: .gnu11
