@@ -8,6 +8,14 @@ let swiftSettings: [SwiftSetting] = [.strictMemorySafety()]
 /// A kernel family sees the core's internal headers: vectors, tile products, validation.
 let familySettings: [CSetting] = [.headerSearchPath("../CLMKCore/internal")]
 
+/// Those with states over tokens share chunks, rows, decays and plans too.
+let tokenFamilySettings: [CSetting] =
+    familySettings + [.headerSearchPath("../CLMKLinearAttention/internal")]
+
+let families: [Target.Dependency] = [
+    "CLMKCore", "CLMKCrossEntropy", "CLMKSoftmax", "CLMKLinearAttention", "CLMKDeltaRule",
+]
+
 // MARK: Package
 
 let package = Package(
@@ -19,7 +27,10 @@ let package = Package(
         // All C targets in one shared object, for C and Python.
         .library(
             name: "lmkernels", type: .dynamic,
-            targets: ["CLMKCore", "CLMKCrossEntropy", "CLMKSoftmax", "CLMKLinearAttention"]),
+            targets: [
+                "CLMKCore", "CLMKCrossEntropy", "CLMKSoftmax", "CLMKLinearAttention",
+                "CLMKDeltaRule",
+            ]),
         .executable(name: "lmk", targets: ["lmk"]),
     ],
     dependencies: [
@@ -50,13 +61,19 @@ let package = Package(
             name: "CLMKLinearAttention",
             dependencies: ["CLMKCore"],
             path: "CSources/CLMKLinearAttention",
-            cSettings: familySettings
+            cSettings: tokenFamilySettings
+        ),
+        .target(
+            name: "CLMKDeltaRule",
+            dependencies: ["CLMKCore", "CLMKLinearAttention"],
+            path: "CSources/CLMKDeltaRule",
+            cSettings: tokenFamilySettings
         ),
 
         // MARK: Swift
         .target(
             name: "LMKernels",
-            dependencies: ["CLMKCore", "CLMKCrossEntropy", "CLMKSoftmax", "CLMKLinearAttention"],
+            dependencies: families,
             swiftSettings: swiftSettings
         ),
         .target(name: "LMKernelsReference", swiftSettings: swiftSettings),
@@ -78,8 +95,7 @@ let package = Package(
         .testTarget(name: "LMKernelsReferenceTests", dependencies: ["LMKernelsReference"]),
         // Pointers and descriptors as C has them: nothing here is memory safe.
         .testTarget(
-            name: "EntryPointTests",
-            dependencies: ["CLMKCore", "CLMKCrossEntropy", "CLMKSoftmax", "CLMKLinearAttention"]),
+            name: "EntryPointTests", dependencies: families),
     ],
     swiftLanguageModes: [.v6],
     cLanguageStandard: .gnu11

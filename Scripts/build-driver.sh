@@ -28,7 +28,7 @@ if swift=$(command -v swift) && [ -x "$(dirname "$(readlink -f "$swift")")/clang
     clang=$(dirname "$(readlink -f "$swift")")/clang
 fi
 flags=(-O2 -g1 -std=gnu11 -Wall -Wextra)
-for folder in CSources/*/include CSources/CLMKCore/internal; do flags+=("-I$folder"); done
+for folder in CSources/*/include CSources/*/internal; do flags+=("-I$folder"); done
 linking=()
 for flag in "$@"; do
     case $flag in

@@ -2,7 +2,8 @@
 #ifndef LMK_LINEAR_ATTENTION_BACKWARD_PLAN_H
 #define LMK_LINEAR_ATTENTION_BACKWARD_PLAN_H
 
-#include "plan.h"
+#include "kernels/tables.h"
+#include "lmk_linear_plan.h"
 
 typedef struct backward_call {
     const lmk_linear_attention *attention;

@@ -1,5 +1,6 @@
 // Two pieces of a sequence become one.
-#include "problem.h"
+#include "kernels/tables.h"
+#include "lmk_linear_problem.h"
 
 lmk_status lmk_linear_attention_combine(size_t states, size_t key_dim, size_t value_dim,
                                         const lmk_linear_attention_piece *first,

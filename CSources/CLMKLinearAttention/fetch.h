@@ -3,7 +3,7 @@
 #ifndef LMK_LINEAR_ATTENTION_FETCH_H
 #define LMK_LINEAR_ATTENTION_FETCH_H
 
-#include "problem.h"
+#include "lmk_linear_problem.h"
 
 #define FETCH_TENSORS_MAX 8
 

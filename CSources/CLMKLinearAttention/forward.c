@@ -1,6 +1,7 @@
 // Forward, and the pieces of a long sequence.
+#include "kernels/tables.h"
 #include "fetch.h"
-#include "plan.h"
+#include "lmk_linear_plan.h"
 
 typedef struct forward_call {
     const lmk_linear_attention *attention;

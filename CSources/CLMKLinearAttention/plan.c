@@ -1,4 +1,4 @@
-#include "plan.h"
+#include "lmk_linear_plan.h"
 
 /// Multiply-adds below which a call stays on its thread.
 #define SERIAL_WORK ((size_t)1 << 17)

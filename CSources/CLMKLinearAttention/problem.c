@@ -1,4 +1,5 @@
-#include "problem.h"
+#include "kernels/tables.h"
+#include "lmk_linear_problem.h"
 
 #include <math.h>
 

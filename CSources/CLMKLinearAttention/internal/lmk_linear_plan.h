@@ -1,8 +1,8 @@
 // How a call of linear attention is cut into pieces of work, and its workspace.
-#ifndef LMK_LINEAR_ATTENTION_PLAN_H
-#define LMK_LINEAR_ATTENTION_PLAN_H
+#ifndef LMK_LINEAR_PLAN_H
+#define LMK_LINEAR_PLAN_H
 
-#include "problem.h"
+#include "lmk_linear_problem.h"
 
 /// Most tokens that one head takes before the next one does.
 #define BLOCK_TOKENS ((size_t)64)

@@ -1,8 +1,8 @@
 // Validation that the entry points of linear attention share, and where each head lies.
-#ifndef LMK_LINEAR_ATTENTION_PROBLEM_H
-#define LMK_LINEAR_ATTENTION_PROBLEM_H
+#ifndef LMK_LINEAR_PROBLEM_H
+#define LMK_LINEAR_PROBLEM_H
 
-#include "kernels/tables.h"
+#include "lmk_linear_chunk.h"
 
 /// Names of a tensor and of its strides.
 typedef struct tensor_names {
