@@ -163,9 +163,8 @@ delta_head lmk_delta_head(const lmk_delta_rule *r, const lmk_delta_rule_results 
 
 size_t lmk_delta_memory_layout(const lmk_delta_rule *r, size_t columns, float *memory,
                                delta_memory *to) {
-    const size_t keys = PANEL * panels_of(r->key_dim), values = lmk_round_up(columns, SLICE_COLUMNS),
-                 // Of the narrowest slices.
-                 slices = values / CHUNK_TOKENS;
+    // Slices as narrow as they come.
+    const size_t keys = PANEL * panels_of(r->key_dim), slices = panels_of(columns);
     const int is_generalized = r->is_generalized,
               has_rows = is_generalized || r->decay == LMK_DECAY_KEY;
     float *zeros;
@@ -177,8 +176,7 @@ size_t lmk_delta_memory_layout(const lmk_delta_rule *r, size_t columns, float *m
         {&y->k, keys},
         {&y->q, keys},
         {&zeros, keys},
-        {&to->state, slices * SLICE_COLUMNS * r->key_dim},
-        {&to->carry, slices * 2 * GROUP_STEPS * SLICE_COLUMNS},
+        {&to->carry, slices * CARRY_FLOATS},
         {&x->read, has_rows ? keys : 0},
         {&x->write, has_rows ? keys : 0},
         {&x->decay, has_rows ? keys : 0},

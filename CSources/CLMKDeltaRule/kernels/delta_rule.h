@@ -11,4 +11,4 @@
 #include "recurrent.h"
 
 #define DELTA_RULE_KERNELS                                                                         \
-    { .advance = advance, }
+    { .import_state = import_state, .export_state = export_state, .advance = advance, }

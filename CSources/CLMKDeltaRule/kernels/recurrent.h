@@ -5,6 +5,10 @@ typedef struct column_slice {
     size_t column, columns, vectors;
 } column_slice;
 
+static size_t slices_of(const delta_head *head) {
+    return lmk_divide_up(head->rows.v.width, LMK_LANES * SWEEP_VECTORS);
+}
+
 static column_slice slice_of(const delta_head *head, size_t index) {
     const size_t column = LMK_LANES * SWEEP_VECTORS * index,
                  columns = lmk_min(LMK_LANES * SWEEP_VECTORS, head->rows.v.width - column);
@@ -78,9 +82,8 @@ static int reads_of(const step_group *g) {
 /// A group's pass over columns of the state, which lie at `from` and go to `to`.
 static void write_group(const delta_head *head, const step_group *g, const step_group *next,
                         column_slice slice, const float *u, const float *v, const float *from,
-                        size_t from_stride, float *to, size_t to_stride, float *carry) {
-    state_sweep sweep = {.from_stride = from_stride,
-                         .to_stride = to_stride,
+                        float *to, size_t stride, float *carry) {
+    state_sweep sweep = {.stride = stride,
                          .rows = head->rows.k.width,
                          .fold = g->fold,
                          .fold_rows = g->fold_rows};
@@ -126,37 +129,45 @@ static void keep_state(const delta_head *head, const step_group *g, column_slice
 
 static void keep_states(const delta_head *head, const step_group *g, column_slice slice, int is_first,
                         const float *state, size_t state_stride, const float *u, const float *v,
-                        const kept_states *kept, size_t stride) {
+                        const kept_states *kept) {
     const size_t step = g->step + (is_first ? 1 : g->count);
-    if (!kept || step % head->steps != 0 || (is_first && g->count < 2)) return;
+    if (step % head->steps != 0 || (is_first && g->count < 2)) return;
     const size_t tokens = step / head->steps;
     if (tokens == 0 || tokens % kept->stride != 0) return;
     float *const to = kept->data + kept->step * (tokens / kept->stride - 1) + slice.column;
-    keep_state(head, g, slice, is_first, state, state_stride, u, v, to, stride);
+    keep_state(head, g, slice, is_first, state, state_stride, u, v, to, kept->row_stride);
 }
 
-static void import_slice(const float *from, size_t stride, size_t rows, column_slice slice,
-                         float *state) {
-    for (size_t d = 0; d < rows; d++) {
-        for (size_t lane = 0; lane < LMK_LANES * slice.vectors; lane += LMK_LANES) {
-            store(state + SLICE_COLUMNS * d + lane,
-                  from ? load_row(from + stride * d, LMK_FLOAT32, lane, slice.columns) : splat(0));
+/// A state or some of its columns, dense at `stride`, to slices and back.
+static void import_state(const delta_head *head, const float *from, size_t stride, float *state) {
+    const size_t rows = head->rows.k.width, slices = slices_of(head);
+    for (size_t i = 0; i < slices; i++) {
+        const column_slice slice = slice_of(head, i);
+        for (size_t d = 0; d < rows; d++, state += SLICE_COLUMNS) {
+            for (size_t lane = 0; lane < LMK_LANES * slice.vectors; lane += LMK_LANES) {
+                store(state + lane, from ? load_row(from + slice.column + stride * d, LMK_FLOAT32,
+                                                    lane, slice.columns)
+                                         : splat(0));
+            }
         }
     }
 }
 
-static void export_slice(const float *state, size_t rows, column_slice slice, float *to,
-                         size_t stride) {
-    for (size_t d = 0; d < rows; d++) {
-        for (size_t lane = 0; lane < LMK_LANES * slice.vectors; lane += LMK_LANES) {
-            store_row(to + stride * d, LMK_FLOAT32, lane, slice.columns,
-                      load(state + SLICE_COLUMNS * d + lane));
+static void export_state(const delta_head *head, const float *state, float *to, size_t stride) {
+    const size_t rows = head->rows.k.width, slices = slices_of(head);
+    for (size_t i = 0; i < slices; i++) {
+        const column_slice slice = slice_of(head, i);
+        for (size_t d = 0; d < rows; d++, state += SLICE_COLUMNS) {
+            for (size_t lane = 0; lane < LMK_LANES * slice.vectors; lane += LMK_LANES) {
+                store_row(to + slice.column + stride * d, LMK_FLOAT32, lane, slice.columns,
+                          load(state + lane));
+            }
         }
     }
 }
 
-/// The lines of values of some steps.
-static void fetch_values(const token_rows *x, size_t begin, size_t end) {
+/// Rows begin ..< end are brought into L1.
+static void fetch_rows(const token_rows *x, size_t begin, size_t end) {
     const size_t bytes = dtype_bytes(x->dtype);
     for (size_t row = begin; row < end; row++) {
         const char *const data = (const char *)x->data + bytes * x->stride * row;
@@ -164,73 +175,63 @@ static void fetch_values(const token_rows *x, size_t begin, size_t end) {
     }
 }
 
-/// Lines that the block from `begin` on will need, except those of values.
-static void fetch_block(const delta_head *head, size_t begin, size_t end) {
-    fetch_values(&head->rows.k, begin, end);
-    if (head->rows.o.data)
-        fetch_values(&head->rows.q, last_token(head, begin), last_token(head, end));
-}
-
-static void advance(const delta_head *head, const delta_memory *m, size_t tokens, const float *from,
-                    float *to, size_t stride, const kept_states *kept, float *errors) {
-    const size_t width = head->rows.v.width, rows = head->rows.k.width,
-                 steps = head->steps * tokens,
-                 slices = lmk_divide_up(width, LMK_LANES * SWEEP_VECTORS),
-                 slice_floats = SLICE_COLUMNS * rows, carry_floats = 2 * GROUP_STEPS * SLICE_COLUMNS;
-    // Where one pass reads and writes the whole state, it lies where it is.
-    const int is_direct = from && to && steps <= GROUP_STEPS && width % LMK_LANES == 0;
-    step_block blocks[2] = {m->blocks[0], m->blocks[1]};
-    float scale = 1;
-    prepare_block(head, blocks, 0, lmk_min(BLOCK_STEPS, steps), steps <= BLOCK_STEPS, &scale);
+/// z and y of the first group, from the state as it is.
+static void read_state_first(const delta_head *head, const delta_memory *m,
+                             const state_place *place, const step_group *g) {
+    const size_t slices = slices_of(head);
     for (size_t i = 0; i < slices; i++) {
         const column_slice slice = slice_of(head, i);
-        float *const state = m->state + slice_floats * i;
-        if (!is_direct)
-            import_slice(from ? from + slice.column : 0, stride, rows, slice, state);
-        const step_group *const g = blocks[0].groups;
         for (size_t j = 0; j < slice.vectors; j++) {
-            const size_t lane = LMK_LANES * j;
             const state_sweep first = {
-                .from = is_direct ? from + slice.column + lane : from ? state + lane : 0,
-                .from_stride = is_direct ? stride : SLICE_COLUMNS,
-                .rows = rows,
+                .from = place->from ? place->from + place->slice_step * i + LMK_LANES * j : 0,
+                .stride = place->stride,
+                .rows = head->rows.k.width,
                 .read = {g->read[0], g->read[1]},
                 .query = {g->query[0], g->query[1]},
-                .carry = m->carry + carry_floats * i + lane};
+                .carry = m->carry + CARRY_FLOATS * i + LMK_LANES * j};
             read_first(&first, reads_of(g));
         }
     }
+}
+
+static void advance(const delta_head *head, const delta_memory *m, size_t begin, size_t end,
+                    int is_last, const state_place *place, float *scale, const kept_states *kept,
+                    float *errors, const fetch_column *fetch, size_t fetches) {
+    const size_t slices = slices_of(head);
+    step_block blocks[2] = {m->blocks[0], m->blocks[1]};
+    const size_t first_end = lmk_min(begin + BLOCK_STEPS, end);
+    prepare_block(head, blocks, begin, first_end - begin, is_last && first_end == end, scale);
+    fetch_rows(&head->rows.v, begin, first_end);
+    read_state_first(head, m, place, blocks[0].groups);
     float u[GROUP_STEPS * SLICE_COLUMNS], v[GROUP_STEPS * SLICE_COLUMNS], first[SLICE_COLUMNS];
-    for (size_t begin = 0, current = 0; begin < steps; begin += BLOCK_STEPS, current = 1 - current) {
-        const size_t end = lmk_min(begin + BLOCK_STEPS, steps),
-                     after = lmk_min(end + BLOCK_STEPS, steps);
-        if (end < steps) {
-            prepare_block(head, blocks + 1 - current, end, after - end, after == steps, &scale);
-            fetch_values(&head->rows.v, end, after);
-            if (after < steps) fetch_block(head, after, lmk_min(after + BLOCK_STEPS, steps));
+    for (size_t at = begin, current = 0; at < end; at += BLOCK_STEPS, current = 1 - current) {
+        const size_t next_at = lmk_min(at + BLOCK_STEPS, end),
+                     after = lmk_min(next_at + BLOCK_STEPS, end),
+                     groups = lmk_divide_up(next_at - at, GROUP_STEPS);
+        if (next_at < end) {
+            prepare_block(head, blocks + 1 - current, next_at, after - next_at,
+                          is_last && after == end, scale);
+            fetch_rows(&head->rows.v, next_at, after);
         }
-        const size_t groups = lmk_divide_up(end - begin, GROUP_STEPS);
         for (size_t i = 0; i < slices; i++) {
             const column_slice slice = slice_of(head, i);
-            float *const state = m->state + slice_floats * i, *const carry = m->carry + carry_floats * i;
-            const float *const source = is_direct ? from + slice.column : state;
-            float *const target = is_direct ? to + slice.column : state;
-            const size_t state_stride = is_direct ? stride : SLICE_COLUMNS;
+            const float *const from = place->from + place->slice_step * i;
+            float *const to = place->to + place->slice_step * i,
+                         *const carry = m->carry + CARRY_FLOATS * i;
             for (size_t n = 0; n < groups; n++) {
                 const step_group *const g = blocks[current].groups + n,
-                                 *const next = n + 1 < groups ? g + 1
-                                               : end < steps  ? blocks[1 - current].groups
-                                                              : 0;
+                                        *const next = n + 1 < groups  ? g + 1
+                                                      : next_at < end ? blocks[1 - current].groups
+                                                                      : 0;
+                for (size_t line = 0; fetches > 0 && line < LMK_LANES; line++)
+                    __builtin_prefetch(fetch->data + fetch->stride * line, 0, 2);
+                if (fetches > 0) fetch++, fetches--;
                 solve_group(head, g, slice, carry, u, v, first, errors);
-                keep_states(head, g, slice, 1, source, state_stride, first, v, kept, stride);
-                write_group(head, g, next, slice, u, v, source, state_stride, target, state_stride,
-                            carry);
-                keep_states(head, g, slice, 0, target, state_stride, first, v, kept, stride);
+                if (kept)
+                    keep_states(head, g, slice, 1, from, place->stride, first, v, kept);
+                write_group(head, g, next, slice, u, v, from, to, place->stride, carry);
+                if (kept) keep_states(head, g, slice, 0, to, place->stride, first, v, kept);
             }
         }
-    }
-    for (size_t i = 0; to && !is_direct && i < slices; i++) {
-        const column_slice slice = slice_of(head, i);
-        export_slice(m->state + slice_floats * i, rows, slice, to + slice.column, stride);
     }
 }

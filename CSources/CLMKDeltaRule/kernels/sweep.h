@@ -17,7 +17,7 @@ typedef struct state_sweep {
     const float *from;
     float *to;
     /// Floats from row to row.
-    size_t from_stride, to_stride, rows;
+    size_t stride, rows;
     /// In panels; `second` with a second write of each step.
     const float *write[GROUP_STEPS], *second[GROUP_STEPS], *read[GROUP_STEPS], *query[GROUP_STEPS];
     float fold;
@@ -49,7 +49,7 @@ typedef struct state_sweep {
                     *x1 = s->second[1], *r0 = s->read[0], *r1 = s->read[1], *q0 = s->query[0],     \
                     *q1 = s->query[1], *fold_rows = s->fold_rows;                                  \
         float *to = s->to;                                                                         \
-        const size_t from_stride = s->from_stride, to_stride = s->to_stride;                       \
+        const size_t stride = s->stride;                                                           \
         const f32x16 fold = splat(s->fold);                                                        \
         for (size_t left = s->rows; left > 0;) {                                                   \
             const size_t count = left < LMK_LANES ? left : LMK_LANES;                              \
@@ -70,8 +70,8 @@ typedef struct state_sweep {
                     if ((READS) & READ_FIRST) y0[j] = x * q0[d] + y0[j];                           \
                     if ((READS) & READ_LAST) y1[j] = x * q1[d] + y1[j];                            \
                 }                                                                                  \
-                from += from_stride;                                                               \
-                to += to_stride;                                                                   \
+                from += stride;                                                                    \
+                to += stride;                                                                      \
             }                                                                                      \
             left -= count;                                                                         \
             w0 += PANEL, w1 += PANEL;                                                              \
@@ -128,7 +128,7 @@ static void read_first(const state_sweep *s, int reads) {
     for (int i = 0; i < 2 * GROUP_STEPS; i++) sums[i] = splat(0);
     for (size_t d = 0; s->from && d < s->rows; d++) {
         const size_t at = PANEL * (d / LMK_LANES) + d % LMK_LANES;
-        const f32x16 x = load(s->from + s->from_stride * d);
+        const f32x16 x = load(s->from + s->stride * d);
         sums[0] = x * s->read[0][at] + sums[0];
         sums[1] = x * s->read[1][at] + sums[1];
         if (reads & READ_FIRST) sums[2] = x * s->query[0][at] + sums[2];

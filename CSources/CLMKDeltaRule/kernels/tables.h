@@ -61,28 +61,41 @@ typedef struct step_block {
     size_t count;
 } step_block;
 
-/// A worker's memory.
+/// A worker's memory, beside states.
 typedef struct delta_memory {
     step_block blocks[2];
-    /// [slices][key_dim][SLICE_COLUMNS]
-    float *state;
-    /// z and y of the next group, [slices][2][GROUP_STEPS][SLICE_COLUMNS].
+    /// z and y of the next group, for each slice.
     float *carry;
 } delta_memory;
+
+/// Floats of what is carried of a slice, [2][GROUP_STEPS][SLICE_COLUMNS].
+#define CARRY_FLOATS ((size_t)(2 * GROUP_STEPS * SLICE_COLUMNS))
+
+/// Where a state is read and written: slices `slice_step` floats apart, rows `stride`.
+typedef struct state_place {
+    const float *from;
+    float *to;
+    size_t stride, slice_step;
+} state_place;
 
 /// Where states go on the way: after every `stride` tokens, `step` floats apart.
 typedef struct kept_states {
     float *data;
-    size_t stride, step;
+    size_t stride, step, row_stride;
 } kept_states;
 
 typedef struct delta_rule_kernels {
-    /// Takes `tokens` tokens into the state, [key_dim, width of v] at `stride`; writes o where there
-    /// is one, e = v - z of each step where there is an `errors` [steps, width]. A null `from` is
-    /// zero, a null `to` is not written; they may be the same.
-    void (*advance)(const delta_head *head, const delta_memory *memory, size_t tokens,
-                    const float *from, float *to, size_t stride, const kept_states *kept,
-                    float *errors);
+    /// Between a state or a part of its columns, [key_dim, width of v] at `stride`, and slices of
+    /// SLICE_COLUMNS, [slice][key_dim][SLICE_COLUMNS]. A null `from` is zero.
+    void (*import_state)(const delta_head *head, const float *from, size_t stride, float *state);
+    void (*export_state)(const delta_head *head, const float *state, float *to, size_t stride);
+    /// Takes steps begin ..< end of the sequence into the state, `begin` being a multiple of
+    /// BLOCK_STEPS; writes o where there is one, and e = v - z of each step where there are `errors`
+    /// [steps, width]. The state is `scale` times what is stored, and what is stored after the last
+    /// step of a sequence. Each pass fetches a column while there are some.
+    void (*advance)(const delta_head *head, const delta_memory *memory, size_t begin, size_t end,
+                    int is_last, const state_place *place, float *scale, const kept_states *kept,
+                    float *errors, const fetch_column *fetch, size_t fetches);
 } delta_rule_kernels;
 
 extern const delta_rule_kernels delta_rule_kernels_generic;
