@@ -50,9 +50,10 @@ import Testing
                 derivative(at: problem.initialState ?? zeroState) { $0.initialState = $1 }
             ),
         ]
+        // Measured over all problems: 2.0e-12, and 1.9e-11 with unit length.
+        let bound = problem.unitLengthEpsilon == nil ? 2e-11 : 1e-10
         for (i, pair) in pairs.enumerated() {
-            // Measured over all problems: 2.0e-12, and 1.9e-11 with unit length.
-            #expect(worstError(pair.0, pair.1) < 1e-10, "gradient \(i), \(comment)")
+            #expect(worstError(pair.0, pair.1) < bound, "gradient \(i), \(comment)")
         }
     }
 
@@ -68,7 +69,7 @@ import Testing
                     finalStateGradient: output.finalState.map { _ in 0 }))
     }
 
-    /// K = V = 1, each gradient by hand. With S = 4 / 2: u = 3 (7 - 2 5) = -9, S = 2 - 45 = -43,
+    /// K = V = 1, each gradient by hand. From S = 2: u = 3 (7 - 2 5) = -9, S = 2 + 5 u = -43, and
     /// o = 2 6 S.
     @Test func byHand() {
         let problem = DeltaRule.Problem(

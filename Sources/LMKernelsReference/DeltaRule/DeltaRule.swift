@@ -20,7 +20,7 @@
 /// * Beta: a number, or a logit, see `Beta`. No range is required of either.
 /// * Unit length: q and k are first divided by sqrt(sum of squares + epsilon), each on its own.
 /// * The general form of RWKV-7 (Peng et al.), with vectors a_t and b_t [K] in place of beta, and
-///   R = 1. What a reads is from before the decay:
+///   R = 1. What a reads is from before the decay, so it passes a reset:
 ///
 ///       S_t = D_t S_{t-1} + b_t (S_{t-1}^T a_t)^T + k_t v_t^T        o_t = scale S_t^T q_t
 ///
