@@ -49,10 +49,10 @@ extension DeltaRule {
             initialState: initialState?.count)
         let rule = try unsafe descriptor(shape, options, Element.storageType, counts, offsets)
         var gradients = try unsafe gradients(
-            shape, options, isGeneral: counts.isGeneral, output: outputGradient.count,
+            shape, options, isGeneralized: counts.isGeneralized, output: outputGradient.count,
             query: queryGradient?.count, key: keyGradient?.count, value: valueGradient?.count)
         try unsafe checkUpdateGradients(
-            &gradients, shape, options, isGeneral: counts.isGeneral, beta: betaGradient?.count,
+            &gradients, shape, options, isGeneralized: counts.isGeneralized, beta: betaGradient?.count,
             a: aGradient?.count, b: bGradient?.count, logDecay: logDecayGradient?.count)
         let sequences = shape.sequences(offsets)
         try shape.checkStates("finalStateGradient", finalStateGradient?.count, sequences)
@@ -79,7 +79,7 @@ extension DeltaRule {
 
     /// Checks the spans of rows that every form has, and takes down their strides.
     private static func gradients(
-        _ shape: Shape, _ options: Options, isGeneral: Bool, output: Int, query: Int?, key: Int?,
+        _ shape: Shape, _ options: Options, isGeneralized: Bool, output: Int, query: Int?, key: Int?,
         value: Int?
     ) throws(KernelError) -> lmk_delta_rule_gradients {
         let (keyWidth, valueWidth) = (shape.keyWidth, shape.valueWidth)
@@ -102,12 +102,12 @@ extension DeltaRule {
     /// The same for the spans of what a form may lack.
     private static func checkUpdateGradients(
         _ gradients: inout lmk_delta_rule_gradients, _ shape: Shape, _ options: Options,
-        isGeneral: Bool, beta: Int?, a: Int?, b: Int?, logDecay: Int?
+        isGeneralized: Bool, beta: Int?, a: Int?, b: Int?, logDecay: Int?
     ) throws(KernelError) {
-        if isGeneral, beta != nil {
+        if isGeneralized, beta != nil {
             throw .conflict(argument: "betaGradient", reason: "not with a and b")
         }
-        if !isGeneral, a != nil || b != nil {
+        if !isGeneralized, a != nil || b != nil {
             throw .conflict(
                 argument: a != nil ? "aGradient" : "bGradient", reason: "not without a and b")
         }

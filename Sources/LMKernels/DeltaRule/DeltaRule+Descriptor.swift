@@ -50,7 +50,7 @@ extension DeltaRule {
         var logDecay: Int?
         var initialState: Int?
 
-        var isGeneral: Bool { a != nil || b != nil }
+        var isGeneralized: Bool { a != nil || b != nil }
     }
 
     /// The problem without its arrays. Checks what would not survive on its way into C types, and
@@ -87,7 +87,7 @@ extension DeltaRule {
         unsafe rule.key_heads = shape.keyHeads
         unsafe rule.key_dim = shape.keyWidth
         unsafe rule.value_dim = shape.valueWidth
-        unsafe rule.is_generalized = counts.isGeneral ? 1 : 0
+        unsafe rule.is_generalized = counts.isGeneralized ? 1 : 0
         unsafe rule.scale = options.scale ?? 1 / Float(max(shape.keyWidth, 1)).squareRoot()
         unsafe rule.has_unit_length = options.unitLengthEpsilon == nil ? 0 : 1
         unsafe rule.epsilon = options.unitLengthEpsilon ?? 0
@@ -126,7 +126,7 @@ extension DeltaRule {
 
     /// Either rates, or a and b.
     private static func checkUpdate(_ counts: Counts) throws(KernelError) {
-        guard counts.isGeneral else {
+        guard counts.isGeneralized else {
             if counts.beta == nil {
                 throw .conflict(argument: "beta", reason: "needed without a and b")
             }

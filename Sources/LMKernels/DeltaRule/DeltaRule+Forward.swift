@@ -26,8 +26,8 @@ extension DeltaRule {
     ///   - key: k, [batch, tokens R, keyHeads, keyWidth].
     ///   - value: v, [batch, tokens R, keyHeads, valueWidth].
     ///   - beta: Rates, or their logits, as `options.rates` says, [batch, tokens R, heads]; nil in
-    ///     the general form.
-    ///   - a: [batch, tokens, keyHeads, keyWidth], with b: the general form.
+    ///     the generalised form.
+    ///   - a: [batch, tokens, keyHeads, keyWidth], with b: the generalised form.
     ///   - b: [batch, tokens, keyHeads, keyWidth]
     ///   - logDecay: g, as `options.decay` says.
     ///   - initialState: S_0, [N, heads, keyWidth, valueWidth]; nil: 0.
@@ -129,8 +129,8 @@ extension DeltaRule {
     ///   - query: q, [batch, heads, keyWidth].
     ///   - key: k, [batch, R, keyHeads, keyWidth].
     ///   - value: v, [batch, R, keyHeads, valueWidth].
-    ///   - beta: Rates, or their logits, [batch, R, heads]; nil in the general form.
-    ///   - a: [batch, keyHeads, keyWidth], with b: the general form.
+    ///   - beta: Rates, or their logits, [batch, R, heads]; nil in the generalised form.
+    ///   - a: [batch, keyHeads, keyWidth], with b: the generalised form.
     ///   - b: [batch, keyHeads, keyWidth]
     ///   - logDecay: g, [batch, heads] or [batch, heads, keyWidth].
     ///   - state: [batch, heads, keyWidth, valueWidth]

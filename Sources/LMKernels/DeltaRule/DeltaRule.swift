@@ -19,7 +19,7 @@
 ///   no gradient passes it.
 /// * Rates as they are, or from logits, see `Rates`.
 /// * Unit length: q and k are divided by sqrt(sum of squares + epsilon) as they are read.
-/// * The general form of RWKV-7, with vectors a_t and b_t [keyWidth] in place of beta, and R = 1.
+/// * The generalised form of RWKV-7, with vectors a_t and b_t [keyWidth] in place of beta, and R = 1.
 ///   What a reads is from before the decay:
 ///
 ///       z = S^T a_t        S <- D_t S + b_t z^T + k_t v_t^T        o_t = scale S^T q_t
@@ -130,7 +130,7 @@ public enum DeltaRule {
     public struct Options: Sendable, Hashable {
         public var form: Form
         public var decay: Decay
-        /// Without effect on the general form.
+        /// Without effect on the generalised form.
         public var rates: Rates
         /// Factor of o, finite; nil is keyWidth^-1/2.
         public var scale: Float?

@@ -3,7 +3,7 @@ import LMKernelsReference
 
 typealias ReferenceDeltaRule = LMKernelsReference.DeltaRule
 
-/// The delta rule with its gradients: decays, rates, steps, the general form, random layouts. No
+/// The delta rule with its gradients: decays, rates, steps, the generalised form, random layouts. No
 /// step makes a state grow: beta |k|^2 is at most 2.
 struct DeltaRuleCase: FuzzCase {
     static let operation = "delta-rule"
@@ -13,7 +13,7 @@ struct DeltaRuleCase: FuzzCase {
     var decays: LogDecays
     var rates: DeltaRule.Rates
     var keys: Keys
-    var isGeneral: Bool
+    var isGeneralized: Bool
     var batch: Int
     var tokens: Int
     var steps: Int
@@ -33,9 +33,9 @@ struct DeltaRuleCase: FuzzCase {
     var query: [Float] = []
     var key: [Float] = []
     var value: [Float] = []
-    /// nil in the general form.
+    /// nil in the generalised form.
     var beta: [Float]?
-    /// Rounded to the storage type, as is b; nil but in the general form.
+    /// Rounded to the storage type, as is b; nil but in the generalised form.
     var a: [Float]?
     var b: [Float]?
     var logDecay: [Float]?
@@ -68,8 +68,8 @@ struct DeltaRuleCase: FuzzCase {
         decays = random.pick(LogDecays.allCases)
         rates = random.pick(DeltaRule.Rates.allCases)
         keys = random.pick(Keys.allCases)
-        isGeneral = random.once(in: 6)
-        steps = isGeneral ? 1 : random.pick([1, 1, 2, 3, 4])
+        isGeneralized = random.once(in: 6)
+        steps = isGeneralized ? 1 : random.pick([1, 1, 2, 3, 4])
         keyHeads = random.pick([1, 1, 2, 3])
         heads = keyHeads * random.pick([1, 1, 2, 3])
         let limit = random.once(in: 16) ? 512 : random.once(in: 4) ? 140 : 70
@@ -141,7 +141,7 @@ struct DeltaRuleCase: FuzzCase {
     }
 
     var description: String {
-        "\(storage) \(isGeneral ? "general" : "\(rates)") keys \(keys)"
+        "\(storage) \(isGeneralized ? "generalised" : "\(rates)") keys \(keys)"
             + " decay \(decay)\(decay == .none ? "" : " \(decays)")"
             + " batch \(batch) tokens \(tokens) steps \(steps) heads \(heads)/\(keyHeads)"
             + " widths \(keyWidth)x\(valueWidth) threads \(threads)"
@@ -177,9 +177,9 @@ extension DeltaRuleCase {
         case .token: logDecay = decays.draw(rows * heads, using: &random)
         case .key: logDecay = decays.draw(rows * heads * keyWidth, using: &random)
         }
-        if isGeneral {
+        if isGeneralized {
             key = numbers(rows * keyHeads * keyWidth)
-            drawGeneral(&random)
+            drawGeneralized(&random)
         } else {
             // Their length is of no account where they are brought to that of 1.
             let length = epsilon == nil ? 1 : random.power(-3...3)
@@ -231,7 +231,7 @@ extension DeltaRuleCase {
     }
 
     /// D - beta n n^T has no eigenvalue outside [-1, 1] for beta in [0, 1].
-    private mutating func drawGeneral(_ random: inout SplitMix64) {
+    private mutating func drawGeneralized(_ random: inout SplitMix64) {
         let n = drawKeys(batch * tokens, length: 1, &random)
         a = n
         b = n
