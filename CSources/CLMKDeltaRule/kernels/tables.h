@@ -27,11 +27,13 @@ typedef struct delta_head {
 
 /// Two steps, or one, that a pass over the state writes: numbers alone, and rows in panels.
 typedef struct step_group {
-    /// Of the first one; of the group, and how many.
-    size_t step, count;
+    /// The first one, and how many; their tokens.
+    size_t step, count, token[GROUP_STEPS];
     /// Rows in panels, [panel][16][16]: what reads the state before the group, for u and for o, and
     /// what is written. Null where there is none.
     const float *read[GROUP_STEPS], *query[GROUP_STEPS], *write[GROUP_STEPS], *second[GROUP_STEPS];
+    /// v, in panels.
+    const float *value[GROUP_STEPS];
     /// The state is multiplied by `fold`, or row by row, as it is written.
     enum { FOLD_NONE, FOLD_NUMBER, FOLD_ROWS } folding;
     float fold;
@@ -54,6 +56,8 @@ typedef struct step_group {
 typedef struct step_block {
     /// In panels: k and q scaled; with decays what reads and writes; b or k where there are two.
     float *k, *q, *read, *write, *second, *decay, *fold, *a, *b;
+    /// v in panels.
+    float *values;
     /// A row of zeros.
     const float *zeros;
     float rate[BLOCK_STEPS];
