@@ -1,10 +1,441 @@
-#include "lmk_delta_rule.h"
+// Backward: the recurrence again, which keeps what each step corrected and states at the starts of
+// blocks, then chunks from last to first.
+#include "lmk_token_fetch.h"
+#include "problem.h"
 
-size_t lmk_delta_rule_backward_workspace_size(const lmk_delta_rule *rule) { return rule->tokens; }
+/// Bytes of what steps corrected, for the heads that a worker takes side by side.
+#define ERROR_BYTES ((size_t)16 << 20)
 
-lmk_status lmk_delta_rule_backward(const lmk_delta_rule *rule,
+typedef struct backward_call {
+    const lmk_delta_rule *rule;
+    const lmk_delta_rule_gradients *gradients;
+    const delta_rule_kernels *kernels;
+    /// What linear attention has too, with steps for tokens.
+    lmk_linear_attention view;
+    unsigned threads;
+    /// Steps of the longest sequence, chunks of a block, and blocks.
+    size_t steps, block_chunks, blocks;
+    /// Query heads of a key head, which go together because their gradients are added, and key
+    /// heads that one worker takes side by side.
+    size_t group, unit_keys;
+    float *workers;
+    size_t worker_floats;
+} backward_call;
+
+/// What one worker has.
+typedef struct backward_memory {
+    delta_memory steps;
+    delta_chunk chunk;
+    /// Of the head at hand: its state in slices.
+    float *slices;
+    /// Of each head of a unit: e of all steps, states at the blocks' starts, dS, and states at the
+    /// starts of a block's chunks.
+    float *errors, *checkpoints, *dstates, *states;
+    /// Sums over the heads of each group, for the steps of a block.
+    float *dk, *dv, *da, *db;
+} backward_memory;
+
+/// The query heads of some key heads of a sequence; r counts them.
+typedef struct backward_unit {
+    size_t sequence, key_head, heads, steps;
+} backward_unit;
+
+static size_t unit_heads(const backward_call *call) { return call->group * call->unit_keys; }
+
+static size_t error_floats(const backward_call *call) {
+    return lmk_round_up(call->steps * call->rule->value_dim, 16);
+}
+
+static size_t lay_out(const backward_call *call, float *memory, backward_memory *m) {
+    const lmk_delta_rule *const r = call->rule;
+    const size_t key_panels = panels_of(r->key_dim), value_panels = panels_of(r->value_dim),
+                 keys = PANEL * key_panels, values = PANEL * value_panels,
+                 state = transposed_floats(&call->view), heads = unit_heads(call),
+                 block = CHUNK_TOKENS * call->block_chunks,
+                 sums = call->group > 1 ? block * call->unit_keys : 0,
+                 general = r->is_generalized ? 1 : 0, spread = r->decay == LMK_DECAY_NONE ? 0 : keys;
+    *m = (backward_memory){0};
+    size_t floats = lmk_delta_memory_layout(r, r->value_dim, memory, &m->steps);
+    delta_chunk *const c = &m->chunk;
+    // Shared by all pairs, or by those of a reader or a writer.
+    linear_chunk p = {.panels = key_panels};
+    linear_gradient_chunk g = {.panels = value_panels};
+    float *reads[2], *befores[2], *writes[2], *pairs[DELTA_PAIRS], *dpairs, *dq[DELTA_PAIRS],
+        *dk[DELTA_PAIRS], *fetch;
+    const size_t fetches = key_panels * value_panels * (CHUNK_TOKENS / READ_ROWS_MIN);
+    const matrix_part parts[] = {
+        {&c->q, keys},
+        {&c->k, keys},
+        {&c->a, general * keys},
+        {&c->b, general * keys},
+        {&c->v, general * values},
+        {&c->e, values},
+        {&c->u, values},
+        {&c->outputs, values},
+        {&c->du, values},
+        {&c->dz, values},
+        {&c->dv, values},
+        {&c->ddecay, keys},
+        {&c->rates, CHUNK_TOKENS},
+        {&c->dstate, state},
+        {&p.k_transposed, keys},
+        {&p.decay, lmk_max(spread, CHUNK_TOKENS)},
+        {&p.after, spread},
+        {&p.total, CHUNK_TOKENS * key_panels},
+        {&reads[0], spread},
+        {&reads[1], spread},
+        {&befores[0], spread},
+        {&befores[1], spread},
+        {&writes[0], spread},
+        {&writes[1], general * spread},
+        {&pairs[0], PANEL},
+        {&pairs[1], PANEL},
+        {&pairs[2], PANEL},
+        {&pairs[3], PANEL},
+        {&dpairs, PANEL},
+        {&dq[0], keys},
+        {&dq[1], keys},
+        {&dq[2], general * keys},
+        {&dq[3], general * keys},
+        {&dk[0], keys},
+        {&dk[1], keys},
+        {&dk[2], general * keys},
+        {&dk[3], general * keys},
+        {&g.values_transposed, values},
+        {&g.values_after, values},
+        {&g.outputs_before, values},
+        {&g.weights, PANEL},
+        {&g.products, PANEL},
+        {&g.read_dots, PANEL},
+        {&g.write_dots, PANEL},
+        {&g.carried, CHUNK_TOKENS * key_panels},
+        {&g.ddecay, keys},
+        {&fetch, lmk_round_up(sizeof(fetch_column) * fetches, 64) / sizeof(float)},
+        {&m->slices, SLICE_COLUMNS * r->key_dim * value_panels},
+        {&m->errors, error_floats(call) * heads},
+        {&m->checkpoints, state * call->blocks * heads},
+        {&m->dstates, state * heads},
+        {&m->states, state * call->block_chunks * heads},
+        {&m->dk, sums * r->key_dim},
+        {&m->dv, sums * r->value_dim},
+        {&m->da, general * sums * r->key_dim},
+        {&m->db, general * sums * r->key_dim},
+    };
+    floats += lmk_linear_lay_out(parts, sizeof parts / sizeof *parts, memory ? memory + floats : 0);
+    if (!memory) return lmk_round_up(floats, 32);
+    c->panels = value_panels;
+    g.dpairs = dpairs;
+    g.dstate = c->dstate;
+    p.no_fetch = (fetch_column *)(void *)fetch;
+    p.fetches = fetches;
+    for (size_t i = 0; i < fetches; i++) p.no_fetch[i] = (fetch_column){(const char *)c->q, 0};
+    const int has_decay = r->decay != LMK_DECAY_NONE;
+    for (int i = 0; i < DELTA_PAIRS; i++) {
+        const int of_steps = i == STEPS_OF_U || i == STEPS_OF_V,
+                  of_values = i == QUERIES_OF_V || i == STEPS_OF_V;
+        linear_chunk *const pair = c->pairs + i;
+        *pair = p;
+        pair->q = of_steps ? (r->is_generalized ? c->a : c->k) : c->q;
+        pair->k = of_values || !r->is_generalized ? c->k : c->b;
+        pair->read = has_decay ? reads[of_steps] : pair->q;
+        pair->write = has_decay ? writes[of_values] : pair->k;
+        pair->before = has_decay ? befores[of_steps] : 0;
+        pair->after = has_decay ? p.after : 0;
+        pair->pairs = pairs[i];
+        linear_gradient_chunk *const gradient = c->gradients + i;
+        *gradient = g;
+        gradient->values = of_values ? c->v : c->u;
+        gradient->outputs = of_steps ? c->dz : c->outputs;
+        gradient->dq = dq[i];
+        gradient->dk = dk[i];
+    }
+    return lmk_round_up(floats, 32);
+}
+
+static backward_call plan_of(const lmk_delta_rule *r) {
+    backward_call call = {.rule = r, .group = r->heads / r->key_heads,
+                          .view = lmk_delta_rule_view(r)};
+    const lmk_linear_attention *const view = &call.view;
+    size_t longest = 0;
+    for (size_t n = 0; n < sequences_of(view); n++) longest = lmk_max(longest, tokens_of(view, n));
+    call.steps = longest * r->steps;
+    const size_t keys = sequences_of(view) * r->key_heads,
+                 chunks = lmk_max(1, lmk_divide_up(call.steps, CHUNK_TOKENS)),
+                 bytes = sizeof(float) * transposed_floats(view) * call.group;
+    call.threads = (unsigned)lmk_min(lmk_thread_count(r->threads), lmk_max(1, keys));
+    if (is_serial(view, r->tokens * r->steps)) call.threads = 1;
+    const size_t budget = r->memory_budget / call.threads;
+    call.block_chunks = lmk_linear_block_chunks(chunks, bytes, budget);
+    call.blocks = lmk_divide_up(chunks, call.block_chunks);
+    const size_t states = call.blocks + call.block_chunks,
+                 errors = sizeof(float) * (error_floats(&call) + 1) * call.group;
+    call.unit_keys =
+        lmk_max(1, lmk_min(UNIT_BYTES / (bytes * call.block_chunks), ERROR_BYTES / errors));
+    if (budget > 0)
+        call.unit_keys = lmk_min(call.unit_keys, lmk_max(1, budget / (states * bytes)));
+    if (call.threads > 1)
+        call.unit_keys = lmk_min(call.unit_keys, lmk_max(1, keys / (2 * (size_t)call.threads)));
+    call.unit_keys = lmk_min(call.unit_keys, r->key_heads);
+    backward_memory memory;
+    call.worker_floats = lay_out(&call, 0, &memory);
+    return call;
+}
+
+size_t lmk_delta_rule_backward_workspace_size(const lmk_delta_rule *r) {
+    if (lmk_delta_rule_check(r, 0, 0) != LMK_OK) return 0;
+    const backward_call call = plan_of(r);
+    return sizeof(float) * call.threads * call.worker_floats + 64;
+}
+
+// MARK: Where things lie
+
+static size_t head_index(const backward_call *call, const backward_unit *u, size_t i) {
+    return call->group * u->key_head + i;
+}
+
+static size_t state_index(const backward_call *call, const backward_unit *u, size_t i) {
+    return call->rule->heads * u->sequence + head_index(call, u, i);
+}
+
+static delta_head head_of(const backward_call *call, const backward_unit *u, size_t i) {
+    return lmk_delta_head(call->rule, 0, u->sequence, head_index(call, u, i), 0,
+                          call->rule->value_dim);
+}
+
+static float *checkpoint_of(const backward_call *call, const backward_memory *m, size_t i,
+                            size_t block) {
+    return m->checkpoints + transposed_floats(&call->view) * (call->blocks * i + block);
+}
+
+/// The state before chunk `chunk` of a block.
+static float *state_of(const backward_call *call, const backward_memory *m, size_t i,
+                       size_t chunk) {
+    return m->states + transposed_floats(&call->view) * (call->block_chunks * i + chunk);
+}
+
+static token_rows_out rows_out(const backward_call *call, const backward_unit *u, void *data,
+                               lmk_token_strides strides, size_t steps, size_t head, size_t width) {
+    if (!data) return (token_rows_out){0};
+    const lmk_delta_rule *const r = call->rule;
+    const size_t at = lmk_delta_rule_offset(r, strides, steps, u->sequence, head);
+    return (token_rows_out){(char *)data + lmk_dtype_size(r->dtype) * at, strides.token, r->dtype,
+                            width};
+}
+
+/// The gradients that the query heads of a key head share.
+typedef struct shared_gradients {
+    token_rows_out rows[4];
+    float *sums[4];
+} shared_gradients;
+
+/// Those of key head `key` of a unit.
+static shared_gradients shared_of(const backward_call *call, const backward_unit *u,
+                                  const backward_memory *m, size_t key) {
+    const lmk_delta_rule *const r = call->rule;
+    const lmk_delta_rule_gradients *const to = call->gradients;
+    const size_t head = u->key_head + key,
+                 block = CHUNK_TOKENS * call->block_chunks * key, keys = block * r->key_dim;
+    return (shared_gradients){
+        .rows = {rows_out(call, u, to->k, to->k_strides, r->steps, head, r->key_dim),
+                 rows_out(call, u, to->v, to->v_strides, r->steps, head, r->value_dim),
+                 rows_out(call, u, to->a, to->a_strides, 1, head, r->key_dim),
+                 rows_out(call, u, to->b, to->b_strides, 1, head, r->key_dim)},
+        .sums = {m->dk + keys, m->dv + block * r->value_dim, m->da + keys, m->db + keys},
+    };
+}
+
+/// Where the gradients of head `i` of a unit go. Sums over a group have the rows of the block that
+/// begins at step `begin`: their row 0 lies that far before them.
+static delta_gradients gradients_of(const backward_call *call, const backward_unit *u,
+                                    const backward_memory *m, size_t i, size_t begin) {
+    const lmk_delta_rule *const r = call->rule;
+    const lmk_delta_rule_gradients *const to = call->gradients;
+    const size_t head = head_index(call, u, i);
+    const token_rows_out output = rows_out(call, u, (void *)(uintptr_t)to->output,
+                                           to->output_strides, 1, head, r->value_dim);
+    shared_gradients shared = shared_of(call, u, m, i / call->group);
+    for (size_t n = 0; call->group > 1 && n < 4; n++) {
+        token_rows_out *const rows = shared.rows + n;
+        if (!rows->data) continue;
+        const uintptr_t first = (uintptr_t)shared.sums[n] - sizeof(float) * rows->width * begin;
+        *rows = (token_rows_out){(void *)first, rows->width, LMK_FLOAT32, rows->width};
+    }
+    delta_gradients result = {
+        .output = {output.data, output.stride, output.dtype, output.width},
+        .q = rows_out(call, u, to->q, to->q_strides, 1, head, r->key_dim),
+        .k = shared.rows[0],
+        .v = shared.rows[1],
+        .a = shared.rows[2],
+        .b = shared.rows[3],
+        .adds = i % call->group > 0,
+        .beta_stride = to->beta_strides.token,
+        .log_decay_stride = to->log_decay_strides.token,
+    };
+    if (to->beta)
+        result.beta = to->beta + lmk_delta_rule_offset(r, to->beta_strides, r->steps, u->sequence, head);
+    if (to->log_decay) {
+        result.log_decay =
+            to->log_decay + lmk_delta_rule_offset(r, to->log_decay_strides, 1, u->sequence, head);
+    }
+    return result;
+}
+
+/// The sums over groups of heads for the steps of a block go to where they belong.
+static void store_sums(const backward_call *call, const backward_unit *u, const backward_memory *m,
+                       size_t begin, size_t end) {
+    const lmk_dtype dtype = call->rule->dtype;
+    for (size_t key = 0; call->group > 1 && key < u->heads / call->group; key++) {
+        const shared_gradients shared = shared_of(call, u, m, key);
+        for (size_t n = 0; n < 4; n++) {
+            const token_rows_out *const to = shared.rows + n;
+            for (size_t t = begin; to->data && t < end; t++) {
+                lmk_convert(shared.sums[n] + to->width * (t - begin), LMK_FLOAT32,
+                            (char *)to->data + lmk_dtype_size(dtype) * to->stride * t, dtype,
+                            to->width, 0);
+            }
+        }
+    }
+}
+
+// MARK: Units of work
+
+/// The recurrence without queries.
+static void keep_errors(const backward_call *call, const backward_unit *u,
+                        const backward_memory *m) {
+    const lmk_delta_rule *const r = call->rule;
+    const size_t block = CHUNK_TOKENS * call->block_chunks, size = r->key_dim * r->value_dim;
+    for (size_t i = 0; i < u->heads; i++) {
+        const delta_head head = head_of(call, u, i);
+        const state_place place = {m->slices, m->slices, SLICE_COLUMNS, SLICE_COLUMNS * r->key_dim};
+        float scale = 1;
+        call->kernels->import_state(
+            &head, r->initial_state ? r->initial_state + size * state_index(call, u, i) : 0,
+            r->value_dim, m->slices);
+        for (size_t begin = 0; begin < u->steps; begin += block) {
+            call->kernels->transpose(&head, m->slices, scale,
+                                     checkpoint_of(call, m, i, begin / block));
+            call->kernels->advance(&head, &m->steps, begin, lmk_min(begin + block, u->steps), 0,
+                                   &place, &scale, 0, m->errors + error_floats(call) * i, 0, 0);
+        }
+    }
+}
+
+/// The chunks of one block, from last to first.
+static void retreat_block(const backward_call *call, const backward_unit *u,
+                          const backward_memory *m, size_t begin, size_t end) {
+    const size_t size = transposed_floats(&call->view),
+                 chunks = lmk_divide_up(end - begin, CHUNK_TOKENS),
+                 block = begin / (CHUNK_TOKENS * call->block_chunks);
+    delta_chunk chunk = m->chunk;
+    for (size_t i = 0; i < u->heads; i++) {
+        const delta_head head = head_of(call, u, i);
+        chunk.errors = m->errors + error_floats(call) * i;
+        float *const first = state_of(call, m, i, 0),
+                     *const checkpoint = checkpoint_of(call, m, i, block);
+        for (size_t n = 0; n < size; n++) first[n] = checkpoint[n];
+        for (size_t n = 0; n + 1 < chunks; n++) {
+            call->kernels->sweep(&head, &chunk, begin + CHUNK_TOKENS * n, CHUNK_TOKENS,
+                                 state_of(call, m, i, n), state_of(call, m, i, n + 1));
+        }
+    }
+    for (size_t n = chunks; n-- > 0;) {
+        const size_t step = begin + CHUNK_TOKENS * n;
+        for (size_t i = 0; i < u->heads; i++) {
+            const delta_head head = head_of(call, u, i);
+            const delta_gradients to = gradients_of(call, u, m, i, begin);
+            chunk.errors = m->errors + error_floats(call) * i;
+            call->kernels->retreat(&head, &to, &chunk, step, lmk_min(CHUNK_TOKENS, end - step),
+                                   state_of(call, m, i, n), m->dstates + size * i);
+        }
+    }
+    store_sums(call, u, m, begin, end);
+}
+
+static void run_unit(void *context, size_t slot, unsigned worker) {
+    const backward_call *const call = context;
+    const lmk_delta_rule *const r = call->rule;
+    const lmk_delta_rule_gradients *const to = call->gradients;
+    const size_t units = lmk_divide_up(r->key_heads, call->unit_keys),
+                 key_head = call->unit_keys * (slot % units), size = r->key_dim * r->value_dim,
+                 state = transposed_floats(&call->view),
+                 block = CHUNK_TOKENS * call->block_chunks;
+    const backward_unit u = {
+        .sequence = slot / units,
+        .key_head = key_head,
+        .heads = call->group * lmk_min(call->unit_keys, r->key_heads - key_head),
+        .steps = r->steps * tokens_of(&call->view, slot / units),
+    };
+    backward_memory m;
+    lay_out(call, call->workers + call->worker_floats * worker, &m);
+    for (size_t i = 0; i < u.heads; i++) {
+        const size_t at = size * state_index(call, &u, i);
+        lmk_linear_import_transposed(&call->view, to->final_state ? to->final_state + at : 0, 0,
+                                     m.dstates + state * i);
+    }
+    keep_errors(call, &u, &m);
+    for (size_t b = lmk_divide_up(u.steps, block); b-- > 0;)
+        retreat_block(call, &u, &m, block * b, lmk_min(block * (b + 1), u.steps));
+    for (size_t i = 0; to->initial_state && i < u.heads; i++) {
+        lmk_linear_export_transposed(&call->view, m.dstates + state * i,
+                                     to->initial_state + size * state_index(call, &u, i), 0);
+    }
+}
+
+// MARK: Entry point
+
+static lmk_status check_gradients(const lmk_delta_rule *r, const lmk_delta_rule_gradients *to,
+                                  lmk_error *error) {
+    if (to->log_decay && r->decay == LMK_DECAY_NONE)
+        return lmk_fail_conflict(error, "dlog_decay", "only with a decay");
+    if (to->beta && r->is_generalized)
+        return lmk_fail_conflict(error, "dbeta", "none in the generalised form");
+    if (!r->is_generalized && (to->a || to->b))
+        return lmk_fail_conflict(error, to->a ? "da" : "db", "only in the generalised form");
+    const size_t size = lmk_dtype_size(r->dtype);
+    const struct {
+        tensor_names names;
+        const void *data;
+        lmk_token_strides strides;
+        size_t steps, heads, width, size;
+        int is_there;
+    } tensors[] = {
+        {TENSOR_NAMES(output), to->output, to->output_strides, 1, r->heads, r->value_dim, size, 1},
+        {TENSOR_NAMES(dq), to->q, to->q_strides, 1, r->heads, r->key_dim, size, to->q != 0},
+        {TENSOR_NAMES(dk), to->k, to->k_strides, r->steps, r->key_heads, r->key_dim, size,
+         to->k != 0},
+        {TENSOR_NAMES(dv), to->v, to->v_strides, r->steps, r->key_heads, r->value_dim, size,
+         to->v != 0},
+        {TENSOR_NAMES(dbeta), to->beta, to->beta_strides, r->steps, r->heads, 1, sizeof(float),
+         to->beta != 0},
+        {TENSOR_NAMES(dlog_decay), to->log_decay, to->log_decay_strides, 1, r->heads,
+         r->decay == LMK_DECAY_KEY ? r->key_dim : 1, sizeof(float), to->log_decay != 0},
+        {TENSOR_NAMES(da), to->a, to->a_strides, 1, r->key_heads, r->key_dim, size, to->a != 0},
+        {TENSOR_NAMES(db), to->b, to->b_strides, 1, r->key_heads, r->key_dim, size, to->b != 0},
+    };
+    for (size_t i = 0; i < sizeof tensors / sizeof *tensors; i++) {
+        if (!tensors[i].is_there) continue;
+        const lmk_status status = lmk_delta_rule_check_rows(
+            r, tensors[i].names, tensors[i].data, tensors[i].strides, tensors[i].steps,
+            tensors[i].heads, tensors[i].width, tensors[i].size, error);
+        if (status != LMK_OK) return status;
+    }
+    return LMK_OK;
+}
+
+lmk_status lmk_delta_rule_backward(const lmk_delta_rule *r,
                                    const lmk_delta_rule_gradients *gradients, void *workspace,
                                    size_t workspace_size, lmk_error *error) {
-    (void)rule, (void)gradients, (void)workspace, (void)workspace_size, (void)error;
-    return LMK_CONFLICT;
+    lmk_status status = lmk_delta_rule_check(r, 1, error);
+    if (status == LMK_OK) status = check_gradients(r, gradients, error);
+    if (status != LMK_OK) return status;
+    const size_t needed = lmk_delta_rule_backward_workspace_size(r);
+    if (workspace_size < needed) return lmk_fail_size(error, "workspace", needed, workspace_size);
+    if (!workspace) return lmk_fail_null(error, "workspace");
+    backward_call call = plan_of(r);
+    call.gradients = gradients;
+    call.kernels = lmk_delta_rule_kernels();
+    call.workers = (float *)lmk_round_up((uintptr_t)workspace, 64);
+    lmk_parallel_for(sequences_of(&call.view) * lmk_divide_up(r->key_heads, call.unit_keys),
+                     call.threads, run_unit, &call);
+    return LMK_OK;
 }

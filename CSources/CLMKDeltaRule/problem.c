@@ -164,7 +164,8 @@ delta_head lmk_delta_head(const lmk_delta_rule *r, const lmk_delta_rule_results 
 size_t lmk_delta_memory_layout(const lmk_delta_rule *r, size_t columns, float *memory,
                                delta_memory *to) {
     // Slices as narrow as they come.
-    const size_t keys = PANEL * panels_of(r->key_dim), slices = panels_of(columns);
+    const size_t keys = PANEL * panels_of(r->key_dim), slices = panels_of(columns),
+                 zero_floats = lmk_max(keys, PANEL * slices);
     const int is_generalized = r->is_generalized,
               has_rows = is_generalized || r->decay == LMK_DECAY_KEY;
     float *zeros;
@@ -175,8 +176,10 @@ size_t lmk_delta_memory_layout(const lmk_delta_rule *r, size_t columns, float *m
         {&x->q, keys},
         {&y->k, keys},
         {&y->q, keys},
-        {&zeros, keys},
+        {&zeros, zero_floats},
         {&to->carry, slices * CARRY_FLOATS},
+        {&x->values, PANEL * slices},
+        {&y->values, PANEL * slices},
         {&x->read, has_rows ? keys : 0},
         {&x->write, has_rows ? keys : 0},
         {&x->decay, has_rows ? keys : 0},
@@ -193,7 +196,7 @@ size_t lmk_delta_memory_layout(const lmk_delta_rule *r, size_t columns, float *m
         {&y->b, is_generalized ? keys : 0},
     };
     const size_t floats = lmk_linear_lay_out(parts, sizeof parts / sizeof *parts, memory);
-    for (size_t i = 0; memory && i < keys; i++) zeros[i] = 0;
+    for (size_t i = 0; memory && i < zero_floats; i++) zeros[i] = 0;
     x->zeros = y->zeros = zeros;
     return floats;
 }

@@ -3,9 +3,8 @@
 
 // MARK: Transposed states
 
-/// From [key_dim, value_dim] and [key_dim], zero where null, to a transposed state.
-static void import_transposed(const lmk_linear_attention *a, const float *state,
-                              const float *normalizer, float *to) {
+void lmk_linear_import_transposed(const lmk_linear_attention *a, const float *state,
+                                  const float *normalizer, float *to) {
     const size_t rows = CHUNK_TOKENS * row_panels(a);
     for (size_t i = 0; i < transposed_floats(a); i++) to[i] = 0;
     for (size_t d = 0; d < a->key_dim; d++) {
@@ -16,8 +15,8 @@ static void import_transposed(const lmk_linear_attention *a, const float *state,
     }
 }
 
-static void export_transposed(const lmk_linear_attention *a, const float *from, float *state,
-                              float *normalizer) {
+void lmk_linear_export_transposed(const lmk_linear_attention *a, const float *from, float *state,
+                                  float *normalizer) {
     const size_t rows = CHUNK_TOKENS * row_panels(a);
     for (size_t d = 0; d < a->key_dim; d++) {
         const float *const column =
@@ -177,7 +176,7 @@ static void import_start(const backward_call *call, const backward_unit *u, size
         copy(to, piece_state(call, before), transposed_floats(a));
         return;
     }
-    import_transposed(a,
+    lmk_linear_import_transposed(a,
                       a->initial_state ? a->initial_state + a->key_dim * a->value_dim * index : 0,
                       a->initial_normalizer ? a->initial_normalizer + a->key_dim * index : 0, to);
 }
@@ -186,7 +185,7 @@ static void import_start(const backward_call *call, const backward_unit *u, size
 static void import_final(const backward_call *call, size_t index, float *to) {
     const lmk_linear_attention *const a = call->attention;
     const lmk_linear_attention_gradients *const from = call->gradients;
-    import_transposed(a,
+    lmk_linear_import_transposed(a,
                       from->final_state ? from->final_state + a->key_dim * a->value_dim * index : 0,
                       from->final_normalizer ? from->final_normalizer + a->key_dim * index : 0, to);
 }
@@ -265,7 +264,7 @@ static void run_causal(const backward_call *call, const backward_unit *u,
     }
     for (size_t r = 0; u->segment.is_first && r < u->heads; r++) {
         const size_t index = state_index(call, u, r);
-        export_transposed(a, m->dstates + size * r,
+        lmk_linear_export_transposed(a, m->dstates + size * r,
                           to->initial_state ? to->initial_state + a->key_dim * a->value_dim * index
                                             : 0,
                           to->initial_normalizer ? to->initial_normalizer + a->key_dim * index : 0);

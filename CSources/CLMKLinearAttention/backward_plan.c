@@ -1,12 +1,5 @@
 #include "backward_plan.h"
 
-/// Chunks whose states are kept at once while they are gone through backwards, unless the memory
-/// budget asks for another number.
-#define BLOCK_CHUNKS 8
-
-/// Bytes of a block's states for the heads that a worker takes side by side: they stay in L2.
-#define UNIT_BYTES ((size_t)768 << 10)
-
 size_t lmk_linear_backward_layout(const backward_call *call, float *memory, backward_memory *m) {
     const lmk_linear_attention *const a = call->attention;
     const size_t key_panels = panels_of(a->key_dim), keys = PANEL * key_panels,
@@ -55,21 +48,22 @@ size_t lmk_linear_backward_layout(const backward_call *call, float *memory, back
     return lmk_round_up(floats, 32);
 }
 
-/// Chooses the block: most states are kept twice, at the blocks' starts and inside one.
+size_t lmk_linear_block_chunks(size_t chunks, size_t bytes, size_t budget) {
+    // Twice as many while that saves memory and there is too little of it.
+    for (size_t block = lmk_min(BLOCK_CHUNKS, chunks);; block *= 2) {
+        const size_t states = lmk_divide_up(chunks, block) + block,
+                     next_states = lmk_divide_up(chunks, 2 * block) + 2 * block;
+        if (budget == 0 || states * bytes <= budget || next_states >= states) return block;
+    }
+}
+
 static void choose_block(backward_call *call, size_t longest) {
     const lmk_linear_attention *const a = call->attention;
     const size_t chunks = lmk_max(1, lmk_divide_up(longest, CHUNK_TOKENS)),
                  bytes = sizeof(float) * transposed_floats(a) * call->group,
                  budget = a->memory_budget / call->threads;
-    size_t block = lmk_min(BLOCK_CHUNKS, chunks);
-    // Twice as many while that saves memory and there is too little of it.
-    for (;; block *= 2) {
-        const size_t states = lmk_divide_up(chunks, block) + block,
-                     next_states = lmk_divide_up(chunks, 2 * block) + 2 * block;
-        call->block_chunks = block;
-        call->blocks = lmk_divide_up(chunks, block);
-        if (budget == 0 || states * bytes <= budget || next_states >= states) break;
-    }
+    call->block_chunks = lmk_linear_block_chunks(chunks, bytes, budget);
+    call->blocks = lmk_divide_up(chunks, call->block_chunks);
     const size_t states = call->blocks + call->block_chunks;
     call->unit_keys = lmk_max(1, UNIT_BYTES / (bytes * call->block_chunks));
     if (budget > 0)

@@ -29,19 +29,6 @@ typedef struct backward_call {
     size_t piece_floats;
 } backward_call;
 
-/// Of the transposed state.
-static inline size_t row_panels(const lmk_linear_attention *a) {
-    return panels_of(a->value_dim + (a->is_normalized ? 1 : 0));
-}
-
-static inline size_t transposed_floats(const lmk_linear_attention *a) {
-    return PANEL * row_panels(a) * panels_of(a->key_dim);
-}
-
-static inline size_t padded_keys(const lmk_linear_attention *a) {
-    return CHUNK_TOKENS * panels_of(a->key_dim);
-}
-
 /// What one worker has.
 typedef struct backward_memory {
     linear_chunk chunk;

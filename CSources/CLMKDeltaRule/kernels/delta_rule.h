@@ -9,6 +9,12 @@
 #include "sweep.h"
 #include "prepare.h"
 #include "recurrent.h"
+#include "lmk_decay_gradient.h"
+#include "lmk_state_gradients.h"
+#include "backward.h"
 
 #define DELTA_RULE_KERNELS                                                                         \
-    { .import_state = import_state, .export_state = export_state, .advance = advance, }
+    {                                                                                              \
+        .import_state = import_state, .export_state = export_state, .advance = advance,            \
+        .transpose = transpose_slices, .sweep = sweep_chunk, .retreat = retreat,                   \
+    }

@@ -8,18 +8,18 @@
 /// The state is multiplied by its decays before their product leaves 1 / FOLD_LIMIT ... FOLD_LIMIT.
 #define FOLD_LIMIT 1024.0f
 
-/// Tokens whose first step, or whose last one, is one of begin ..< begin + count.
-static inline size_t first_token(const delta_head *head, size_t step) {
-    return lmk_divide_up(step, head->steps);
+/// The token of a step. Mostly there is one step for each, and a division takes as long as a dozen
+/// multiply-adds.
+static inline size_t token_of(const delta_head *head, size_t step) {
+    return head->steps == 1 ? step : step / head->steps;
 }
-static inline size_t last_token(const delta_head *head, size_t step) { return step / head->steps; }
 
 /// Whether a step begins its token, or ends it.
 static inline int begins_token(const delta_head *head, size_t step) {
-    return step % head->steps == 0;
+    return head->steps == 1 || step % head->steps == 0;
 }
 static inline int ends_token(const delta_head *head, size_t step) {
-    return (step + 1) % head->steps == 0;
+    return head->steps == 1 || (step + 1) % head->steps == 0;
 }
 
 /// The rates of steps begin ..< begin + count.
@@ -45,7 +45,7 @@ static void load_step_decays(const delta_head *head, size_t begin, size_t count,
     }
     for (size_t i = 0; i < count; i++) {
         if (begins_token(head, begin + i))
-            x[i] = head->rows.log_decay[head->rows.log_decay_stride * ((begin + i) / head->steps)];
+            x[i] = head->rows.log_decay[head->rows.log_decay_stride * token_of(head, begin + i)];
     }
     store(decays, vexp(load(x)));
 }
@@ -60,7 +60,7 @@ static void load_step_key_decays(const delta_head *head, size_t begin, size_t co
         const int is_there =
             head->rows.decay == LMK_DECAY_KEY && i < count && begins_token(head, step);
         const float *const row =
-            is_there ? head->rows.log_decay + head->rows.log_decay_stride * (step / head->steps)
+            is_there ? head->rows.log_decay + head->rows.log_decay_stride * token_of(head, step)
                      : 0;
         for (size_t p = 0; p < panels; p++) {
             f32x16 x = splat(head->rows.decay != LMK_DECAY_KEY ? shared[i] : 1);
@@ -85,29 +85,30 @@ LMK_INLINE float dot_weighted_rows(const float *x, const float *w, const float *
     return reduce_sum(sum);
 }
 
-/// k, q and rates of a block; a and b in the generalised form.
-static void load_block(const delta_head *head, step_block *block, size_t begin, size_t count) {
+/// k, q and v of steps first ..< first + count of a block that begins at `begin`; a and b in the
+/// generalised form.
+static void load_steps(const delta_head *head, step_block *block, size_t begin, size_t first,
+                       size_t count) {
     const linear_head *const rows = &head->rows;
+    const size_t step = begin + first, at = LMK_LANES * first;
     float factors[BLOCK_STEPS];
-    block->count = count;
-    if (rows->has_unit_length) row_factors(&rows->k, begin, count, rows, 1, factors);
-    load_panels(&rows->k, begin, count, count, rows->has_unit_length ? factors : 0, block->k);
+    if (rows->has_unit_length) row_factors(&rows->k, step, count, rows, 1, factors);
+    load_panels(&rows->k, step, count, count, rows->has_unit_length ? factors : 0, block->k + at);
+    load_panels(&rows->v, step, count, count, 0, block->values + at);
     if (rows->o.data) {
-        const size_t token = last_token(head, begin),
-                     tokens = last_token(head, begin + count) - token;
+        const size_t token = token_of(head, step), tokens = token_of(head, step + count) - token;
         row_factors(&rows->q, token, tokens, rows, rows->scale, factors);
-        load_panels(&rows->q, token, tokens, tokens, factors, block->q);
+        load_panels(&rows->q, token, tokens, tokens, factors,
+                    block->q + LMK_LANES * (token - token_of(head, begin)));
     }
-    if (head->a.data) {
-        load_panels(&head->a, begin, count, count, 0, block->a);
-        load_panels(&head->b, begin, count, count, 0, block->b);
-    }
-    load_rates(head, begin, count, block->rate);
+    if (!head->a.data) return;
+    load_panels(&head->a, step, count, count, 0, block->a + at);
+    load_panels(&head->b, step, count, count, 0, block->b + at);
 }
 
 /// The groups of a block, their steps, and the rows of q that they read, without decays.
 static void cut_groups(const delta_head *head, step_block *block, size_t begin) {
-    const size_t token = last_token(head, begin);
+    const size_t token = token_of(head, begin);
     for (size_t i = 0; i < block->count; i += GROUP_STEPS) {
         step_group *const g = block->groups + i / GROUP_STEPS;
         *g = (step_group){.step = begin + i,
@@ -116,15 +117,17 @@ static void cut_groups(const delta_head *head, step_block *block, size_t begin) 
                           .first_fold = 1};
         for (size_t n = 0; n < GROUP_STEPS; n++) {
             const size_t at = LMK_LANES * (i + n);
-            g->read[n] = g->write[n] = g->second[n] = block->zeros;
+            g->read[n] = g->write[n] = g->second[n] = g->value[n] = block->zeros;
             if (n >= g->count) continue;
+            g->token[n] = token_of(head, begin + i + n);
             g->rate[n] = block->rate[i + n];
+            g->value[n] = block->values + at;
             g->read_scale[n] = g->query_scale[n] = g->write_scale[n] = 1;
             g->read[n] = block->read + at;
             g->write[n] = block->write + at;
             g->second[n] = block->second + at;
             if (head->rows.o.data && ends_token(head, begin + i + n))
-                g->query[n] = block->q + LMK_LANES * ((begin + i + n) / head->steps - token);
+                g->query[n] = block->q + LMK_LANES * (g->token[n] - token);
         }
     }
 }
@@ -220,12 +223,13 @@ static void prepare_rows(const delta_head *head, step_block *block, size_t begin
     }
 }
 
-/// Steps begin ..< begin + count, the last ones where `is_last`.
+/// Steps begin ..< begin + count, which are loaded, the last ones where `is_last`.
 static void prepare_block(const delta_head *head, step_block *block, size_t begin, size_t count,
                           int is_last, float *scale) {
     const size_t panels = panels_of(head->rows.k.width);
     const int has_rows = head->a.data || head->rows.decay == LMK_DECAY_KEY;
-    load_block(head, block, begin, count);
+    block->count = count;
+    load_rates(head, begin, count, block->rate);
     if (!has_rows) block->read = block->write = block->k;
     cut_groups(head, block, begin);
     if (has_rows) prepare_rows(head, block, begin, panels);

@@ -15,15 +15,6 @@ static column_slice slice_of(const delta_head *head, size_t index) {
     return (column_slice){column, columns, panels_of(columns)};
 }
 
-LMK_INLINE f32x16 load_value(const token_rows *x, size_t row, size_t at) {
-    const char *const data = (const char *)x->data + dtype_bytes(x->dtype) * x->stride * row;
-    switch (x->dtype) {
-    case LMK_BFLOAT16: return load_row(data, LMK_BFLOAT16, at, x->width);
-    case LMK_FLOAT16: return load_row(data, LMK_FLOAT16, at, x->width);
-    default: return load_row(data, LMK_FLOAT32, at, x->width);
-    }
-}
-
 LMK_INLINE void store_value(const token_rows_out *x, size_t row, size_t at, f32x16 y) {
     char *const data = (char *)x->data + dtype_bytes(x->dtype) * x->stride * row;
     switch (x->dtype) {
@@ -33,43 +24,62 @@ LMK_INLINE void store_value(const token_rows_out *x, size_t row, size_t at, f32x
     }
 }
 
-/// u of a group, and v where there are two writes; o is written, and e where it is kept. `u` is what
-/// the pass writes, `first` what the first step writes.
+/// What the steps of a group write.
+typedef struct group_writes {
+    /// u times write_scale, v where there are two writes, and u of the first step.
+    float u[GROUP_STEPS * SLICE_COLUMNS], v[GROUP_STEPS * SLICE_COLUMNS], first[SLICE_COLUMNS];
+} group_writes;
+
+/// One vector of columns: u of a group, o where it reads, and e where it is kept.
+LMK_INLINE void solve_columns(const delta_head *head, const step_group *g, int is_generalized,
+                              size_t lane, size_t at, const float *carry, float *errors,
+                              group_writes *to) {
+    const size_t panel = PANEL * (at / LMK_LANES), width = head->rows.v.width;
+    const f32x16 v0 = load(g->value[0] + panel), v1 = load(g->value[1] + panel);
+    float *const u = to->u + lane, *const v = to->v + lane;
+    carry += lane;
+    const f32x16 z0 = load(carry) * g->read_scale[0];
+    const f32x16 e0 = is_generalized ? z0 : v0 - z0;
+    const f32x16 u0 = e0 * g->rate[0];
+    f32x16 z1 = load(carry + SLICE_COLUMNS) * g->read_scale[1];
+    if (is_generalized) z1 = v0 * g->met_second + z1;
+    z1 = u0 * g->met + z1;
+    const f32x16 e1 = is_generalized ? z1 : v1 - z1;
+    const f32x16 u1 = e1 * g->rate[1];
+    store(u, u0 * g->write_scale[0]);
+    store(u + SLICE_COLUMNS, g->count > 1 ? u1 * g->write_scale[1] : splat(0));
+    store(to->first + lane, u0);
+    if (is_generalized) {
+        store(v, v0);
+        store(v + SLICE_COLUMNS, v1);
+    }
+    if (g->query[0]) {
+        f32x16 o = load(carry + 2 * SLICE_COLUMNS) * g->query_scale[0];
+        o = u0 * g->query_met[0][0] + o;
+        if (is_generalized) o = v0 * g->query_met_second[0][0] + o;
+        store_value(&head->rows.o, g->token[0], at, o);
+    }
+    if (g->query[1]) {
+        f32x16 o = load(carry + 3 * SLICE_COLUMNS) * g->query_scale[1];
+        o = u0 * g->query_met[1][0] + o;
+        o = u1 * g->query_met[1][1] + o;
+        if (is_generalized) {
+            o = v0 * g->query_met_second[1][0] + o;
+            o = v1 * g->query_met_second[1][1] + o;
+        }
+        store_value(&head->rows.o, g->token[1], at, o);
+    }
+    if (!errors) return;
+    store_row(errors + width * g->step, LMK_FLOAT32, at, width, e0);
+    if (g->count > 1) store_row(errors + width * (g->step + 1), LMK_FLOAT32, at, width, e1);
+}
+
 static void solve_group(const delta_head *head, const step_group *g, column_slice slice,
-                        const float *carry, float *u, float *v, float *first, float *errors) {
-    const size_t width = head->rows.v.width;
-    const int is_generalized = head->a.data != 0;
-    for (size_t j = 0; j < slice.vectors; j++) {
-        const size_t lane = LMK_LANES * j, at = slice.column + lane;
-        f32x16 corrected[GROUP_STEPS], value[GROUP_STEPS];
-        for (size_t n = 0; n < GROUP_STEPS; n++) {
-            corrected[n] = value[n] = splat(0);
-            if (n >= g->count) continue;
-            value[n] = load_value(&head->rows.v, g->step + n, at);
-            f32x16 z = load(carry + SLICE_COLUMNS * n + lane) * g->read_scale[n];
-            if (n > 0) z = corrected[0] * g->met + z;
-            if (n > 0 && is_generalized) z = value[0] * g->met_second + z;
-            const f32x16 error = is_generalized ? z : value[n] - z;
-            corrected[n] = error * g->rate[n];
-            if (errors) {
-                float *const row = errors + width * (g->step + n);
-                store_row(row, LMK_FLOAT32, at, width, error);
-            }
-        }
-        for (size_t n = 0; n < g->count; n++) {
-            if (!g->query[n]) continue;
-            f32x16 o = load(carry + SLICE_COLUMNS * (GROUP_STEPS + n) + lane) * g->query_scale[n];
-            for (size_t m = 0; m <= n; m++) {
-                o = corrected[m] * g->query_met[n][m] + o;
-                if (is_generalized) o = value[m] * g->query_met_second[n][m] + o;
-            }
-            store_value(&head->rows.o, (g->step + n) / head->steps, at, o);
-        }
-        store(first + lane, corrected[0]);
-        for (size_t n = 0; n < GROUP_STEPS; n++) {
-            store(u + SLICE_COLUMNS * n + lane, corrected[n] * g->write_scale[n]);
-            store(v + SLICE_COLUMNS * n + lane, value[n]);
-        }
+                        const float *carry, float *errors, group_writes *to) {
+    for (size_t lane = 0; lane < LMK_LANES * slice.vectors; lane += LMK_LANES) {
+        const size_t at = slice.column + lane;
+        if (head->a.data) solve_columns(head, g, 1, lane, at, carry, errors, to);
+        else solve_columns(head, g, 0, lane, at, carry, errors, to);
     }
 }
 
@@ -79,11 +89,10 @@ static int reads_of(const step_group *g) {
     return READ_STEPS | (g->query[0] ? READ_FIRST : 0) | (g->query[1] ? READ_LAST : 0);
 }
 
-/// A group's pass over columns of the state, which lie at `from` and go to `to`.
-static void write_group(const delta_head *head, const step_group *g, const step_group *next,
-                        column_slice slice, const float *u, const float *v, const float *from,
-                        float *to, size_t stride, float *carry) {
-    state_sweep sweep = {.stride = stride,
+/// What a group's pass does, whatever the columns.
+static state_sweep sweep_of(const delta_head *head, const step_group *g, const step_group *next,
+                            const state_place *place) {
+    state_sweep sweep = {.stride = place->stride,
                          .rows = head->rows.k.width,
                          .fold = g->fold,
                          .fold_rows = g->fold_rows};
@@ -93,22 +102,13 @@ static void write_group(const delta_head *head, const step_group *g, const step_
         sweep.read[n] = next ? next->read[n] : 0;
         sweep.query[n] = next ? next->query[n] : 0;
     }
-    const int reads = reads_of(next), ways = head->a.data ? 3 : (int)g->folding;
-    for (size_t j = 0; j < slice.vectors; j += SWEEP_VECTORS) {
-        const size_t vectors = lmk_min(SWEEP_VECTORS, slice.vectors - j), lane = LMK_LANES * j;
-        sweep.from = from + lane;
-        sweep.to = to + lane;
-        sweep.u = u + lane;
-        sweep.v = v + lane;
-        sweep.carry = carry + lane;
-        sweeps[vectors - 1][ways][reads](&sweep);
-    }
+    return sweep;
 }
 
 /// The state after the first step of a group, or after the group, from the one before or after its
 /// pass.
 static void keep_state(const delta_head *head, const step_group *g, column_slice slice, int is_first,
-                       const float *state, size_t state_stride, const float *u, const float *v,
+                       const float *state, size_t state_stride, const group_writes *writes,
                        float *to, size_t stride) {
     for (size_t d = 0; d < head->rows.k.width; d++) {
         const size_t row = PANEL * (d / LMK_LANES) + d % LMK_LANES;
@@ -117,8 +117,8 @@ static void keep_state(const delta_head *head, const step_group *g, column_slice
             f32x16 x = load(state + state_stride * d + lane);
             if (is_first) {
                 x = x * (g->first_rows ? g->first_rows[row] : g->first_fold);
-                x = load(u + lane) * g->first_write[row] + x;
-                if (head->a.data) x = load(v + lane) * g->first_second[row] + x;
+                x = load(writes->first + lane) * g->first_write[row] + x;
+                if (head->a.data) x = load(writes->v + lane) * g->first_second[row] + x;
             } else {
                 x = x * g->scale_after;
             }
@@ -128,14 +128,14 @@ static void keep_state(const delta_head *head, const step_group *g, column_slice
 }
 
 static void keep_states(const delta_head *head, const step_group *g, column_slice slice, int is_first,
-                        const float *state, size_t state_stride, const float *u, const float *v,
+                        const float *state, size_t state_stride, const group_writes *writes,
                         const kept_states *kept) {
     const size_t step = g->step + (is_first ? 1 : g->count);
     if (step % head->steps != 0 || (is_first && g->count < 2)) return;
     const size_t tokens = step / head->steps;
     if (tokens == 0 || tokens % kept->stride != 0) return;
     float *const to = kept->data + kept->step * (tokens / kept->stride - 1) + slice.column;
-    keep_state(head, g, slice, is_first, state, state_stride, u, v, to, kept->row_stride);
+    keep_state(head, g, slice, is_first, state, state_stride, writes, to, kept->row_stride);
 }
 
 /// A state or some of its columns, dense at `stride`, to slices and back.
@@ -166,15 +166,6 @@ static void export_state(const delta_head *head, const float *state, float *to, 
     }
 }
 
-/// Rows begin ..< end are brought into L1.
-static void fetch_rows(const token_rows *x, size_t begin, size_t end) {
-    const size_t bytes = dtype_bytes(x->dtype);
-    for (size_t row = begin; row < end; row++) {
-        const char *const data = (const char *)x->data + bytes * x->stride * row;
-        for (size_t at = 0; at < bytes * x->width; at += 64) __builtin_prefetch(data + at);
-    }
-}
-
 /// z and y of the first group, from the state as it is.
 static void read_state_first(const delta_head *head, const delta_memory *m,
                              const state_place *place, const step_group *g) {
@@ -194,43 +185,62 @@ static void read_state_first(const delta_head *head, const delta_memory *m,
     }
 }
 
+LMK_INLINE void fetch_lines(const fetch_column *column) {
+    const char *line = column->data;
+    LMK_UNROLL
+    for (int i = 0; i < 16; i++, line += column->stride) __builtin_prefetch(line, 0, 2);
+}
+
+/// Bytes of two slices that stay in L1.
+#define ABREAST_BYTES ((size_t)32 << 10)
+
 static void advance(const delta_head *head, const delta_memory *m, size_t begin, size_t end,
                     int is_last, const state_place *place, float *scale, const kept_states *kept,
                     float *errors, const fetch_column *fetch, size_t fetches) {
-    const size_t slices = slices_of(head);
+    const size_t slices = slices_of(head),
+                 slice_bytes = sizeof(float) * SLICE_COLUMNS * head->rows.k.width,
+                 abreast = 2 * slice_bytes <= ABREAST_BYTES ? 2 : 1;
     step_block blocks[2] = {m->blocks[0], m->blocks[1]};
     const size_t first_end = lmk_min(begin + BLOCK_STEPS, end);
+    load_steps(head, blocks, begin, 0, first_end - begin);
     prepare_block(head, blocks, begin, first_end - begin, is_last && first_end == end, scale);
-    fetch_rows(&head->rows.v, begin, first_end);
     read_state_first(head, m, place, blocks[0].groups);
-    float u[GROUP_STEPS * SLICE_COLUMNS], v[GROUP_STEPS * SLICE_COLUMNS], first[SLICE_COLUMNS];
+    group_writes writes;
     for (size_t at = begin, current = 0; at < end; at += BLOCK_STEPS, current = 1 - current) {
         const size_t next_at = lmk_min(at + BLOCK_STEPS, end),
                      after = lmk_min(next_at + BLOCK_STEPS, end),
                      groups = lmk_divide_up(next_at - at, GROUP_STEPS);
         if (next_at < end) {
+            load_steps(head, blocks + 1 - current, next_at, 0, after - next_at);
             prepare_block(head, blocks + 1 - current, next_at, after - next_at,
                           is_last && after == end, scale);
-            fetch_rows(&head->rows.v, next_at, after);
         }
-        for (size_t i = 0; i < slices; i++) {
-            const column_slice slice = slice_of(head, i);
-            const float *const from = place->from + place->slice_step * i;
-            float *const to = place->to + place->slice_step * i,
-                         *const carry = m->carry + CARRY_FLOATS * i;
+        // Side by side, so that one slice's pass goes on while the next one's u is found.
+        for (size_t i = 0; i < slices; i += abreast) {
+            const size_t last = lmk_min(i + abreast, slices);
             for (size_t n = 0; n < groups; n++) {
                 const step_group *const g = blocks[current].groups + n,
                                         *const next = n + 1 < groups  ? g + 1
                                                       : next_at < end ? blocks[1 - current].groups
                                                                       : 0;
-                for (size_t line = 0; fetches > 0 && line < LMK_LANES; line++)
-                    __builtin_prefetch(fetch->data + fetch->stride * line, 0, 2);
-                if (fetches > 0) fetch++, fetches--;
-                solve_group(head, g, slice, carry, u, v, first, errors);
-                if (kept)
-                    keep_states(head, g, slice, 1, from, place->stride, first, v, kept);
-                write_group(head, g, next, slice, u, v, from, to, place->stride, carry);
-                if (kept) keep_states(head, g, slice, 0, to, place->stride, first, v, kept);
+                const int reads = reads_of(next), ways = head->a.data ? 3 : (int)g->folding;
+                state_sweep sweep = sweep_of(head, g, next, place);
+                sweep.u = writes.u;
+                sweep.v = writes.v;
+                for (size_t s = i; s < last; s++) {
+                    const column_slice slice = slice_of(head, s);
+                    const float *const from = place->from + place->slice_step * s;
+                    float *const to = place->to + place->slice_step * s,
+                                 *const carry = m->carry + CARRY_FLOATS * s;
+                    if (fetches > 0) fetch_lines(fetch++), fetches--;
+                    solve_group(head, g, slice, carry, errors, &writes);
+                    if (kept) keep_states(head, g, slice, 1, from, place->stride, &writes, kept);
+                    sweep.from = from;
+                    sweep.to = to;
+                    sweep.carry = carry;
+                    sweeps[slice.vectors - 1][ways][reads](&sweep);
+                    if (kept) keep_states(head, g, slice, 0, to, place->stride, &writes, kept);
+                }
             }
         }
     }

@@ -54,21 +54,29 @@ typedef struct state_sweep {
         for (size_t left = s->rows; left > 0;) {                                                   \
             const size_t count = left < LMK_LANES ? left : LMK_LANES;                              \
             _Pragma("clang loop unroll_count(4)") for (size_t d = 0; d < count; d++) {             \
+                /* Before anything is stored: the compiler would load them for each vector. */         \
+                const f32x16 a0 = splat(w0[d]), a1 = splat(w1[d]);                                 \
+                const f32x16 b0 = splat((SECOND) ? x0[d] : 0), b1 = splat((SECOND) ? x1[d] : 0);   \
+                const f32x16 c0 = splat((READS) & READ_STEPS ? r0[d] : 0),                         \
+                             c1 = splat((READS) & READ_STEPS ? r1[d] : 0),                         \
+                             d0 = splat((READS) & READ_FIRST ? q0[d] : 0),                         \
+                             d1 = splat((READS) & READ_LAST ? q1[d] : 0),                          \
+                             row = splat((FOLDING) == FOLD_ROWS ? fold_rows[d] : 0);               \
                 FOR_SWEEP(VECTORS) {                                                               \
                     f32x16 x = load(from + LMK_LANES * j);                                         \
                     if ((FOLDING) == FOLD_NUMBER) x = x * fold;                                    \
-                    if ((FOLDING) == FOLD_ROWS) x = x * fold_rows[d];                              \
-                    x = u0[j] * w0[d] + x;                                                         \
-                    if (SECOND) x = v0[j] * x0[d] + x;                                             \
-                    x = u1[j] * w1[d] + x;                                                         \
-                    if (SECOND) x = v1[j] * x1[d] + x;                                             \
+                    if ((FOLDING) == FOLD_ROWS) x = x * row;                                       \
+                    x = u0[j] * a0 + x;                                                            \
+                    if (SECOND) x = v0[j] * b0 + x;                                                \
+                    x = u1[j] * a1 + x;                                                            \
+                    if (SECOND) x = v1[j] * b1 + x;                                                \
                     store(to + LMK_LANES * j, x);                                                  \
                     if ((READS) & READ_STEPS) {                                                    \
-                        z0[j] = x * r0[d] + z0[j];                                                 \
-                        z1[j] = x * r1[d] + z1[j];                                                 \
+                        z0[j] = x * c0 + z0[j];                                                    \
+                        z1[j] = x * c1 + z1[j];                                                    \
                     }                                                                              \
-                    if ((READS) & READ_FIRST) y0[j] = x * q0[d] + y0[j];                           \
-                    if ((READS) & READ_LAST) y1[j] = x * q1[d] + y1[j];                            \
+                    if ((READS) & READ_FIRST) y0[j] = x * d0 + y0[j];                              \
+                    if ((READS) & READ_LAST) y1[j] = x * d1 + y1[j];                               \
                 }                                                                                  \
                 from += stride;                                                                    \
                 to += stride;                                                                      \

@@ -27,11 +27,13 @@ typedef struct delta_head {
 
 /// Two steps, or one, that a pass over the state writes: numbers alone, and rows in panels.
 typedef struct step_group {
-    /// Of the first one; of the group, and how many.
-    size_t step, count;
+    /// The first one, and how many; their tokens.
+    size_t step, count, token[GROUP_STEPS];
     /// Rows in panels, [panel][16][16]: what reads the state before the group, for u and for o, and
     /// what is written. Null where there is none.
     const float *read[GROUP_STEPS], *query[GROUP_STEPS], *write[GROUP_STEPS], *second[GROUP_STEPS];
+    /// v, in panels.
+    const float *value[GROUP_STEPS];
     /// The state is multiplied by `fold`, or row by row, as it is written.
     enum { FOLD_NONE, FOLD_NUMBER, FOLD_ROWS } folding;
     float fold;
@@ -54,6 +56,8 @@ typedef struct step_group {
 typedef struct step_block {
     /// In panels: k and q scaled; with decays what reads and writes; b or k where there are two.
     float *k, *q, *read, *write, *second, *decay, *fold, *a, *b;
+    /// v in panels.
+    float *values;
     /// A row of zeros.
     const float *zeros;
     float rate[BLOCK_STEPS];
@@ -84,6 +88,37 @@ typedef struct kept_states {
     size_t stride, step, row_stride;
 } kept_states;
 
+/// Where the gradients of a head go; what has no data is not computed. Those of k, v, a and b are
+/// added to what is there where `adds`.
+typedef struct delta_gradients {
+    token_rows output;
+    token_rows_out q, k, v, a, b;
+    int adds;
+    float *beta, *log_decay;
+    size_t beta_stride, log_decay_stride;
+} delta_gradients;
+
+/// Who reads and whose writes: queries or steps, of u or in the generalised form of v.
+typedef enum delta_pair { QUERIES_OF_U, STEPS_OF_U, QUERIES_OF_V, STEPS_OF_V } delta_pair;
+#define DELTA_PAIRS 4
+
+/// What backward has of a chunk of steps. In panels with steps in rows; those of queries are zero
+/// where a step does not end its token.
+typedef struct delta_chunk {
+    /// Readers and writers as queries and keys, and their gradients: with shared matrices where
+    /// they are the same.
+    linear_chunk pairs[DELTA_PAIRS];
+    linear_gradient_chunk gradients[DELTA_PAIRS];
+    /// `panels` is that of values.
+    size_t panels;
+    float *q, *k, *a, *b, *v, *e, *u, *outputs, *du, *dz, *dv, *ddecay, *rates;
+    /// dS with keys in rows.
+    float *dstate;
+    /// e of the steps from the first one on, [steps, value_dim].
+    const float *errors;
+    size_t first_step;
+} delta_chunk;
+
 typedef struct delta_rule_kernels {
     /// Between a state or a part of its columns, [key_dim, width of v] at `stride`, and slices of
     /// SLICE_COLUMNS, [slice][key_dim][SLICE_COLUMNS]. A null `from` is zero.
@@ -96,6 +131,17 @@ typedef struct delta_rule_kernels {
     void (*advance)(const delta_head *head, const delta_memory *memory, size_t begin, size_t end,
                     int is_last, const state_place *place, float *scale, const kept_states *kept,
                     float *errors, const fetch_column *fetch, size_t fetches);
+    /// From slices, times `scale`, to transposed panels.
+    void (*transpose)(const delta_head *head, const float *state, float scale, float *to);
+    /// Transposed states: the one after steps begin ..< begin + count, at most 16, from the one
+    /// before them.
+    void (*sweep)(const delta_head *head, const delta_chunk *chunk, size_t begin, size_t count,
+                  const float *from, float *to);
+    /// The gradients of a chunk, from the state before it and the gradient of the one after it,
+    /// which becomes that of the one before it.
+    void (*retreat)(const delta_head *head, const delta_gradients *gradients,
+                    const delta_chunk *chunk, size_t begin, size_t count, const float *state,
+                    float *dstate);
 } delta_rule_kernels;
 
 extern const delta_rule_kernels delta_rule_kernels_generic;

@@ -64,6 +64,36 @@ linear_plan lmk_linear_plan(const lmk_linear_attention *a);
 /// too few to keep many cores busy.
 void lmk_linear_cut(const lmk_linear_attention *a, size_t pieces, linear_plan *plan);
 
+/// Chunks whose states are kept at once while they are gone through backwards, unless the memory
+/// budget asks for another number.
+#define BLOCK_CHUNKS 8
+
+/// Bytes of a block's states for the heads that a worker takes side by side: they stay in L2.
+#define UNIT_BYTES ((size_t)768 << 10)
+
+/// Chunks of a block where states of `bytes` are kept twice, at the starts of blocks and of the
+/// chunks inside one; a budget of 0 is none.
+size_t lmk_linear_block_chunks(size_t chunks, size_t bytes, size_t budget);
+
+/// Between states and normalisers, [key_dim, value_dim] and [key_dim], and transposed panels.
+void lmk_linear_import_transposed(const lmk_linear_attention *a, const float *state,
+                                  const float *normalizer, float *to);
+void lmk_linear_export_transposed(const lmk_linear_attention *a, const float *from, float *state,
+                                  float *normalizer);
+
+/// Panels of a transposed state's rows, its floats, and the padded width of its columns.
+static inline size_t row_panels(const lmk_linear_attention *a) {
+    return panels_of(a->value_dim + (a->is_normalized ? 1 : 0));
+}
+
+static inline size_t transposed_floats(const lmk_linear_attention *a) {
+    return PANEL * row_panels(a) * panels_of(a->key_dim);
+}
+
+static inline size_t padded_keys(const lmk_linear_attention *a) {
+    return CHUNK_TOKENS * panels_of(a->key_dim);
+}
+
 /// One piece of work: tokens begin ..< end of a sequence.
 typedef struct linear_segment {
     size_t sequence, index, begin, end;

@@ -13,24 +13,29 @@ LMK_INLINE void store_row(void *row, lmk_dtype dtype, size_t at, size_t width, f
 
 LMK_INLINE size_t dtype_bytes(lmk_dtype dtype) { return dtype == LMK_FLOAT32 ? 4 : 2; }
 
+/// One row to panels, multiplied with a factor or not.
+LMK_INLINE void load_panel_row(const char *row, lmk_dtype dtype, size_t width, int has_factor,
+                               float factor, float *to) {
+    const size_t whole = width / LMK_LANES, rest = width % LMK_LANES;
+    _Pragma("clang loop unroll_count(4)") for (size_t p = 0; p < whole; p++) {
+        const f32x16 y = load_as(row, dtype, LMK_LANES * p);
+        store(to + PANEL * p, has_factor ? y * factor : y);
+    }
+    if (rest == 0) return;
+    const f32x16 y = load_first_as(row, dtype, LMK_LANES * whole, rest);
+    store(to + PANEL * whole, has_factor ? y * factor : y);
+}
+
 /// Tokens begin ..< begin + count, at most 16, with dimension 16 p + d of the i-th at
 /// to[256 p + 16 i + d], multiplied with factors[i] if there are any; zero for tokens count ..<
 /// tokens.
 LMK_INLINE void load_panels_as(const token_rows *x, lmk_dtype dtype, size_t begin, size_t count,
                                size_t tokens, const float *factors, float *to) {
-    const size_t width = x->width, whole = width / LMK_LANES, rest = width % LMK_LANES,
-                 step = dtype_bytes(dtype) * x->stride, panels = panels_of(width);
+    const size_t width = x->width, step = dtype_bytes(dtype) * x->stride, panels = panels_of(width);
     const char *row = (const char *)x->data + step * begin;
     for (size_t i = 0; i < count; i++, row += step) {
-        const f32x16 factor = splat(factors ? factors[i] : 1);
-        float *at = to + LMK_LANES * i;
-        for (size_t p = 0; p < whole; p++, at += PANEL) {
-            const f32x16 y = load_as(row, dtype, LMK_LANES * p);
-            store(at, factors ? y * factor : y);
-        }
-        if (rest == 0) continue;
-        const f32x16 y = load_first_as(row, dtype, LMK_LANES * whole, rest);
-        store(at, factors ? y * factor : y);
+        if (factors) load_panel_row(row, dtype, width, 1, factors[i], to + LMK_LANES * i);
+        else load_panel_row(row, dtype, width, 0, 1, to + LMK_LANES * i);
     }
     for (size_t i = count; i < tokens; i++) {
         for (size_t p = 0; p < panels; p++) store(to + PANEL * p + LMK_LANES * i, splat(0));

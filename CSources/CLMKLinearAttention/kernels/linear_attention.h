@@ -8,7 +8,8 @@
 #include "lmk_token_decay.h"
 #include "forward.h"
 #include "recurrent.h"
-#include "decay_gradient.h"
+#include "lmk_decay_gradient.h"
+#include "lmk_state_gradients.h"
 #include "backward.h"
 
 #define LINEAR_ATTENTION_KERNELS                                                                   \
