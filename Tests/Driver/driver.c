@@ -79,6 +79,7 @@ static void run_file(const char *path) {
              safetensors_is(&file, "log_sum_exp"))
         run_softmax_file(&file, name);
     else if (safetensors_is(&file, "linear_attention")) run_linear_attention_file(&file, name);
+    else if (safetensors_is(&file, "delta_rule")) run_delta_rule_file(&file, name);
     else complain("%s: an operator that is not known here", path);
     safetensors_free(&file);
 }
@@ -99,6 +100,7 @@ int main(int argc, char **argv) {
     run_softmax_seeded();
     run_softmax_relatives();
     run_linear_attention_seeded();
+    run_delta_rule_seeded();
     for (int i = 1; i < argc; i++) run_file(argv[i]);
     return finish();
 }

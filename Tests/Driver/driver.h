@@ -39,11 +39,13 @@ void run_cross_entropy_seeded(void);
 void run_softmax_seeded(void);
 void run_softmax_relatives(void);
 void run_linear_attention_seeded(void);
+void run_delta_rule_seeded(void);
 
 // One conformance file.
 struct safetensors;
 void run_cross_entropy_file(const struct safetensors *file, const char *name);
 void run_softmax_file(const struct safetensors *file, const char *name);
 void run_linear_attention_file(const struct safetensors *file, const char *name);
+void run_delta_rule_file(const struct safetensors *file, const char *name);
 
 #endif

@@ -1,9 +1,7 @@
 // Linear attention every way it can be called: decays, options, forms and storage types, with 1, 2
 // and 3 threads, in both orders of tokens and heads, with little memory and the state in place. All
 // must give the same bits.
-#include "lmk_linear_attention.h"
-#include "matrix.h"
-#include "safetensors.h"
+#include "tokens.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -12,14 +10,6 @@
 
 static const char *const decays[] = {"none", "head", "token", "key"};
 static const char *const forms[] = {"automatic", "recurrent", "chunked"};
-
-/// A tensor [batch, tokens, heads, width].
-typedef struct tokens {
-    matrix rows;
-    lmk_token_strides strides;
-    size_t batch, tokens, heads, width;
-    int is_head_major;
-} tokens;
 
 /// A problem: its arrays, and those of its gradients; what is absent is null.
 typedef struct test_case {
@@ -34,105 +24,13 @@ typedef struct test_case {
     uint64_t forward, backward;
 } test_case;
 
-// ---- Tensors
-
-static tokens take_tokens(const lmk_linear_attention *a, size_t heads, size_t width, size_t padding,
-                          lmk_dtype dtype, int is_head_major) {
-    tokens t = {.batch = a->batch,
-                .tokens = a->tokens,
-                .heads = heads,
-                .width = width,
-                .is_head_major = is_head_major};
-    if (is_head_major) {
-        t.rows = take_matrix(a->batch * heads * a->tokens, width, padding, dtype);
-        t.strides = (lmk_token_strides){.batch = heads * a->tokens * t.rows.stride,
-                                        .token = t.rows.stride,
-                                        .head = a->tokens * t.rows.stride};
-    } else {
-        t.rows = take_matrix(a->batch * a->tokens, heads * width, padding, dtype);
-        t.strides = (lmk_token_strides){
-            .batch = a->tokens * t.rows.stride, .token = t.rows.stride, .head = width};
-    }
-    return t;
-}
-
-static size_t place(const tokens *t, size_t row, size_t head) {
-    return t->strides.batch * (row / t->tokens) + t->strides.token * (row % t->tokens) +
-           t->strides.head * head;
-}
-
-static char *row_of(const tokens *t, size_t row, size_t head) {
-    return (char *)t->rows.data + lmk_dtype_size(t->rows.dtype) * place(t, row, head);
-}
-
-static void copy_tokens(const tokens *to, const tokens *from) {
-    for (size_t row = 0; row < to->batch * to->tokens; row++) {
-        for (size_t head = 0; head < to->heads; head++) {
-            memcpy(row_of(to, row, head), row_of(from, row, head),
-                   to->width * lmk_dtype_size(to->rows.dtype));
-        }
-    }
-}
-
-/// In the order of tokens, whatever the layout; complains about gaps that were written to, and
-/// takes every NaN for the same one, as hash_matrix does.
-static uint64_t hash_tokens(const char *source, const tokens *t) {
-    uint64_t hash = 0;
-    (void)hash_matrix(source, &t->rows);
-    for (size_t row = 0; row < t->batch * t->tokens; row++) {
-        for (size_t head = 0; head < t->heads; head++) {
-            hash =
-                hash * 31 + hash_of(row_of(t, row, head), t->width * lmk_dtype_size(t->rows.dtype));
-        }
-    }
-    return hash;
-}
-
-static uint64_t hash_floats(uint64_t hash, const float *x, size_t count) {
-    return x ? hash * 31 + hash_of(x, count * sizeof *x) : hash;
-}
-
 // ---- Calls
-
-/// How a call differs from the first one.
-typedef struct way {
-    unsigned threads;
-    int is_head_major, is_in_place, is_tight;
-} way;
-
-static const way ways[] = {{.threads = 1},
-                           {.threads = 2},
-                           {.threads = 3, .is_head_major = 1},
-                           {.threads = 3, .is_in_place = 1},
-                           {.threads = 2, .is_tight = 1}};
-
-static void compare(const test_case *t, uint64_t *first, uint64_t now, const char *what, way w) {
-    if (*first && *first != now) {
-        complain("%s: other bits of %s with %u threads%s%s%s", t->name, what, w.threads,
-                 w.is_head_major ? ", head-major" : "", w.is_in_place ? ", in place" : "",
-                 w.is_tight ? ", little memory" : "");
-    }
-    if (!*first) *first = now;
-}
-
-/// Of the same shape, for a way to write to.
-static tokens take_like(const test_case *t, const tokens *source, way w) {
-    return take_tokens(&t->attention, source->heads, source->width, 2, source->rows.dtype,
-                       w.is_head_major);
-}
-
-static tokens in_layout(const test_case *t, const tokens *source, way w) {
-    tokens copy = take_like(t, source, w);
-    copy_tokens(&copy, source);
-    return copy;
-}
 
 /// The problem with inputs laid out for a way; free with close_inputs.
 static lmk_linear_attention open_inputs(const test_case *t, way w, tokens inputs[4]) {
     lmk_linear_attention a = t->attention;
     const tokens *const sources[] = {&t->q, &t->k, &t->v, &t->g};
-    for (int i = 0; i < 4; i++)
-        inputs[i] = sources[i]->rows.memory ? in_layout(t, sources[i], w) : (tokens){0};
+    for (int i = 0; i < 4; i++) inputs[i] = in_layout(sources[i], w);
     a.q = inputs[0].rows.data;
     a.q_strides = inputs[0].strides;
     a.k = inputs[1].rows.data;
@@ -153,20 +51,6 @@ static void close_inputs(tokens inputs[4]) {
     for (int i = 0; i < 4; i++) free_matrix(&inputs[i].rows);
 }
 
-/// Memory that ends where it should, all bits set.
-static float *take_results(size_t count, int is_asked_for) {
-    if (!is_asked_for) return 0;
-    float *const x = take(count * sizeof *x);
-    memset(x, 0xff, count * sizeof *x);
-    return x;
-}
-
-static float *copy_floats(const float *x, size_t count) {
-    float *const y = take_results(count, 1);
-    if (x) memcpy(y, x, count * sizeof *x);
-    return y;
-}
-
 static size_t state_size(const test_case *t) {
     return t->states * t->attention.key_dim * t->attention.value_dim;
 }
@@ -182,9 +66,10 @@ static results run_forward(test_case *t, way w) {
     tokens inputs[4];
     lmk_linear_attention a = open_inputs(t, w, inputs);
     const int has_state = !a.is_bidirectional, has_normalizer = has_state && a.is_normalized;
-    results r = {.o = take_tokens(&a, a.heads, a.value_dim, 1, a.dtype, w.is_head_major),
-                 .state = take_results(state_size(t), has_state),
-                 .normalizer = take_results(normalizer_size(t), has_normalizer)};
+    results r = {
+        .o = take_tokens(a.batch, a.tokens, a.heads, a.value_dim, 1, a.dtype, w.is_head_major),
+        .state = take_results(state_size(t), has_state),
+        .normalizer = take_results(normalizer_size(t), has_normalizer)};
     // In place where there is a start.
     if (w.is_in_place && t->state) {
         memcpy(r.state, t->state, state_size(t) * sizeof(float));
@@ -214,7 +99,7 @@ static results run_forward(test_case *t, way w) {
     hash = hash_floats(hash, r.normalizer, normalizer_size(t));
     hash = hash_floats(hash, states, rows * a.value_dim);
     hash = hash_floats(hash, normalizers, rows);
-    compare(t, &t->forward, hash, "forward", w);
+    compare_ways(t->name, &t->forward, hash, "forward", w);
     free(workspace);
     free(states);
     free(normalizers);
@@ -237,11 +122,10 @@ typedef struct slopes {
 static slopes run_backward(test_case *t, way w) {
     tokens inputs[4];
     const lmk_linear_attention a = open_inputs(t, w, inputs);
-    tokens upstream = in_layout(t, &t->output_gradient, w);
+    tokens upstream = in_layout(&t->output_gradient, w);
     const int has_state = !a.is_bidirectional, has_normalizer = has_state && a.is_normalized;
-    slopes s = {
-        .q = take_like(t, &t->q, w), .k = take_like(t, &t->k, w), .v = take_like(t, &t->v, w)};
-    if (t->g.rows.memory) s.g = take_like(t, &t->g, w);
+    slopes s = {.q = take_like(&t->q, w), .k = take_like(&t->k, w), .v = take_like(&t->v, w)};
+    if (t->g.rows.memory) s.g = take_like(&t->g, w);
     s.head_decays = take_results(a.heads, t->head_decays != 0);
     s.bonus = take_results(a.heads * a.key_dim, t->bonus != 0);
     s.state = take_results(state_size(t), has_state);
@@ -278,7 +162,7 @@ static slopes run_backward(test_case *t, way w) {
     hash = hash_floats(hash, s.bonus, a.heads * a.key_dim);
     hash = hash_floats(hash, s.state, state_size(t));
     hash = hash_floats(hash, s.normalizer, normalizer_size(t));
-    compare(t, &t->backward, hash, "backward", w);
+    compare_ways(t->name, &t->backward, hash, "backward", w);
     free(workspace);
     free_matrix(&upstream.rows);
     close_inputs(inputs);
@@ -318,7 +202,7 @@ static void run_piece(test_case *t, unsigned threads, uint64_t *first) {
               &error);
     uint64_t hash = hash_floats(1, piece.decay, rows);
     hash = hash_floats(hash, piece.state, rows * a.value_dim);
-    compare(t, first, hash_floats(hash, piece.normalizer, rows), "pieces", w);
+    compare_ways(t->name, first, hash_floats(hash, piece.normalizer, rows), "pieces", w);
     free(workspace);
     const lmk_linear_attention_piece both[] = {piece, next};
     for (int i = 0; i < 2; i++) {
@@ -330,7 +214,7 @@ static void run_piece(test_case *t, unsigned threads, uint64_t *first) {
 }
 
 static void run_every_way(test_case *t) {
-    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+    for (size_t i = 0; i < WAYS; i++) {
         results r = run_forward(t, ways[i]);
         free_results(&r);
         slopes s = run_backward(t, ways[i]);
@@ -366,32 +250,7 @@ static const shape shapes[] = {
 static const int64_t packed[] = {0, 0, 17, 18, 33};
 static const int64_t cut[] = {0, 3, 4203};
 
-static tokens make_tokens(generator *g, const lmk_linear_attention *a, size_t heads, size_t width,
-                          lmk_dtype dtype, float low, float high) {
-    tokens t = take_tokens(a, heads, width, 1, dtype, 0);
-    float *const values = take(heads * width * sizeof *values);
-    for (size_t i = 0; i < t.rows.rows; i++) {
-        for (size_t j = 0; j < heads * width; j++) {
-            // Two statements: one might be fused, on some machines.
-            const float part = (high - low) * 0.5f * (next_float(g) + 1);
-            values[j] = low + part;
-        }
-        put_row(&t.rows, i, values);
-    }
-    free(values);
-    return t;
-}
-
-/// Mild ones, with strong ones and resets among them.
-static float next_decay(generator *g) {
-    const size_t sort = next_index(g, 12);
-    return sort == 0   ? -2.5f
-           : sort == 1 ? -20
-           : sort == 2 ? (next_index(g, 4) ? -1e4f : -INFINITY)
-                       : 0.05f * (next_float(g) - 1);
-}
-
-static void make_decays(generator *g, test_case *t) {
+static void take_decays(generator *g, test_case *t) {
     const lmk_linear_attention *const a = &t->attention;
     if (a->decay == LMK_DECAY_NONE) return;
     if (a->decay == LMK_DECAY_HEAD) {
@@ -400,13 +259,7 @@ static void make_decays(generator *g, test_case *t) {
         return;
     }
     const size_t width = a->decay == LMK_DECAY_KEY ? a->key_dim : 1;
-    t->g = take_tokens(a, a->heads, width, 1, LMK_FLOAT32, 0);
-    float *const values = take(a->heads * width * sizeof *values);
-    for (size_t i = 0; i < t->g.rows.rows; i++) {
-        for (size_t j = 0; j < a->heads * width; j++) values[j] = next_decay(g);
-        put_row(&t->g.rows, i, values);
-    }
-    free(values);
+    t->g = make_decays(g, a->batch, a->tokens, a->heads, width);
 }
 
 /// Options by the bits of `number`: a bonus, a normaliser, unit length, states.
@@ -442,11 +295,12 @@ static void run_shape(shape size, const int64_t *offsets, size_t sequences, lmk_
              a->is_bidirectional ? "-bidirectional" : "", forms[form], dtype_name(dtype),
              size.tokens, size.key_dim, size.value_dim, number % 16);
     const float low = is_normalized ? 0.125f : -1;
-    t.q = make_tokens(&g, a, size.heads, size.key_dim, dtype, low, 1);
-    t.k = make_tokens(&g, a, size.key_heads, size.key_dim, dtype, low, 1);
-    t.v = make_tokens(&g, a, size.key_heads, size.value_dim, dtype, -1, 1);
-    t.output_gradient = make_tokens(&g, a, size.heads, size.value_dim, dtype, -1, 1);
-    make_decays(&g, &t);
+    t.q = make_tokens(&g, size.batch, size.tokens, size.heads, size.key_dim, dtype, low, 1);
+    t.k = make_tokens(&g, size.batch, size.tokens, size.key_heads, size.key_dim, dtype, low, 1);
+    t.v = make_tokens(&g, size.batch, size.tokens, size.key_heads, size.value_dim, dtype, -1, 1);
+    t.output_gradient =
+        make_tokens(&g, size.batch, size.tokens, size.heads, size.value_dim, dtype, -1, 1);
+    take_decays(&g, &t);
     if (!a->is_bidirectional) {
         // Positive, for the sake of divisors.
         if (number & 1) t.bonus = take_floats(&g, size.heads * size.key_dim, 0);
@@ -490,41 +344,8 @@ void run_linear_attention_seeded(void) {
 
 // ---- Conformance files
 
-static lmk_dtype dtype_of(const tensor *t) {
-    return t->dtype[0] == 'B'             ? LMK_BFLOAT16
-           : strcmp(t->dtype, "F16") == 0 ? LMK_FLOAT16
-                                          : LMK_FLOAT32;
-}
-
-/// A tensor of the file as one of a problem; nothing where the file has none.
-static tokens read_tokens(const safetensors *file, const lmk_linear_attention *a,
-                          const char *name) {
-    tensor source = safetensors_tensor(file, name);
-    if (!source.data) return (tokens){0};
-    const size_t width = source.dimensions == 4 ? source.shape[3] : 1;
-    tokens t = take_tokens(a, source.shape[2], width, 0, dtype_of(&source), 0);
-    memcpy(t.rows.data, source.data, source.count * lmk_dtype_size(t.rows.dtype));
-    free(source.data);
-    return t;
-}
-
 static float *read_floats(const safetensors *file, const char *name) {
     return safetensors_tensor(file, name).data;
-}
-
-static void check_tokens(const safetensors *file, const char *source, const char *name,
-                         const tokens *t) {
-    const size_t columns = t->rows.columns;
-    float *const values = take(t->rows.rows * columns * sizeof *values);
-    lmk_error error = {0};
-    for (size_t i = 0; i < t->rows.rows; i++) {
-        expect_ok("convert",
-                  lmk_convert(matrix_row(&t->rows, i), t->rows.dtype, values + columns * i,
-                              LMK_FLOAT32, columns, &error),
-                  &error);
-    }
-    safetensors_check(file, source, name, values);
-    free(values);
 }
 
 static void run_file(const safetensors *file, const char *name, lmk_linear_attention_form form) {
@@ -551,15 +372,15 @@ static void run_file(const safetensors *file, const char *name, lmk_linear_atten
     const lmk_linear_attention *const a = &t.attention;
     snprintf(t.name, sizeof t.name, "%s-%s", name, forms[form]);
     t.states = (offsets.data ? offsets.count - 1 : a->batch) * a->heads;
-    t.q = read_tokens(file, a, "in.q");
-    t.k = read_tokens(file, a, "in.k");
-    t.v = read_tokens(file, a, "in.v");
+    t.q = read_tokens(file, "in.q");
+    t.k = read_tokens(file, "in.k");
+    t.v = read_tokens(file, "in.v");
     if (a->decay == LMK_DECAY_HEAD) t.head_decays = read_floats(file, "in.log_decay");
-    else t.g = read_tokens(file, a, "in.log_decay");
+    else t.g = read_tokens(file, "in.log_decay");
     t.state = read_floats(file, "in.initial_state");
-    t.output_gradient = read_tokens(file, a, "cotangent.o");
+    t.output_gradient = read_tokens(file, "cotangent.o");
     t.state_gradient = read_floats(file, "cotangent.final_state");
-    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+    for (size_t i = 0; i < WAYS; i++) {
         results r = run_forward(&t, ways[i]);
         if (i == 0) {
             check_tokens(file, t.name, "out.o", &r.o);

@@ -37,8 +37,19 @@ extension KernelSuite {
             ]
         }
 
-        private func allBits(_ problem: Problem) throws -> [[UInt32]] {
-            try problem.forward().bits + problem.backward().bits
+        /// Forward and backward.
+        private struct Both {
+            let (forward, backward): (Problem.Found, Problem.Found)
+
+            init(_ problem: Problem, workspace: Workspace = Workspace()) throws {
+                forward = try problem.forward(workspace: workspace)
+                backward = try problem.backward(workspace: workspace)
+            }
+
+            func difference(from other: Both) -> String? {
+                forward.difference(from: other.forward)
+                    ?? backward.difference(from: other.backward)
+            }
         }
 
         @Test(arguments: DeltaRule.Decay.allCases, DeltaRule.Form.allCases)
@@ -47,10 +58,10 @@ extension KernelSuite {
                 var problem = problem
                 problem.options.form = form
                 problem.options.threads = 1
-                let one = try allBits(problem)
+                let one = try Both(problem)
                 for threads in [2, 3, 8] {
                     problem.options.threads = threads
-                    #expect(try allBits(problem) == one, "\(name), \(threads) threads")
+                    #expect(try Both(problem).difference(from: one) == nil, "\(name), \(threads) threads")
                 }
             }
         }
@@ -60,10 +71,10 @@ extension KernelSuite {
             for (name, problem) in Self.problems(decay) {
                 var problem = problem
                 problem.options.form = form
-                var first: [[UInt32]]?
+                var first: Both?
                 try withEachInstructionSet(fusedSets) { set in
-                    let found = try allBits(problem)
-                    #expect(found == first ?? found, "\(name) \(set)")
+                    let found = try Both(problem)
+                    #expect(found.difference(from: first ?? found) == nil, "\(name) \(set)")
                     first = first ?? found
                 }
             }
@@ -74,14 +85,14 @@ extension KernelSuite {
             for (name, problem) in Self.problems(.key) {
                 var problem = problem
                 problem.options.form = form
-                let expected = try allBits(problem)
+                let expected = try Both(problem)
                 for layout in [Problem.Layout.tokenMajor, .headMajor] {
                     problem.layout = layout
-                    #expect(try allBits(problem) == expected, "\(name) \(layout)")
+                    #expect(try Both(problem).difference(from: expected) == nil, "\(name) \(layout)")
                 }
                 for budget in [1, 10_000, 1 << 20] {
                     problem.options.memoryBudget = budget
-                    #expect(try allBits(problem) == expected, "\(name) budget \(budget)")
+                    #expect(try Both(problem).difference(from: expected) == nil, "\(name) budget \(budget)")
                 }
             }
         }
@@ -93,12 +104,10 @@ extension KernelSuite {
             for (name, problem) in Self.problems(.token) {
                 var problem = problem
                 problem.options.form = form
-                let expected = try allBits(problem)
+                let expected = try Both(problem)
                 for _ in 0..<2 {
-                    let found =
-                        try problem.forward(workspace: workspace).bits
-                        + problem.backward(workspace: workspace).bits
-                    #expect(found == expected, "\(name)")
+                    let found = try Both(problem, workspace: workspace)
+                    #expect(found.difference(from: expected) == nil, "\(name)")
                 }
             }
         }
@@ -119,7 +128,7 @@ extension KernelSuite {
                     (problem.outputGradient, problem.finalStateGradient)
                 for (name, expected) in all.arrays where !expected.isEmpty {
                     var one = [Float](repeating: .nan, count: expected.count)
-                    let buffer = unsafe UnsafeMutableBufferPointer<Float>.allocate(
+                    let buffer = UnsafeMutableBufferPointer<Float>.allocate(
                         capacity: one.count)
                     defer { unsafe buffer.deallocate() }
                     func part(_ which: String) -> UnsafeMutableBufferPointer<Float>? {
@@ -139,7 +148,7 @@ extension KernelSuite {
                         initialStateGradient: ds?.mutableSpan, shape: problem.shape,
                         options: problem.options, workspace: Workspace())
                     unsafe one = Array(buffer)
-                    #expect(bits(one) == bits(expected), "\(name)")
+                    #expect(place(one, expected) == nil, "\(name)")
                 }
             }
         }
@@ -187,7 +196,7 @@ extension KernelSuite {
                     // Nothing follows, and something else does.
                     let first = Array(expected.prefix(count * 80))
                     let short = try part(whole, 0..<count).forward().output
-                    #expect(bits(short) == bits(first), "\(steps): \(count) tokens alone")
+                    #expect(place(short, first) == nil, "\(steps): \(count) tokens alone")
                     for other in [Float.nan, 1e30] {
                         var changed = whole
                         func spoil(_ x: inout [Float]) {
@@ -205,7 +214,7 @@ extension KernelSuite {
                             }
                         }
                         let found = Array(try changed.forward().output.prefix(count * 80))
-                        #expect(bits(found) == bits(first), "\(steps): \(count) before \(other)")
+                        #expect(place(found, first) == nil, "\(steps): \(count) before \(other)")
                     }
                 }
             }
@@ -267,8 +276,8 @@ extension KernelSuite {
                     slopes.logDecay += gradients.logDecay
                     slopes.initialState += gradients.initialState
                 }
-                #expect(forward.bits == loop.bits, "\(steps) steps")
-                #expect(backward.bits == slopes.bits, "\(steps) steps")
+                #expect(forward.difference(from: loop) == nil, "\(steps) steps")
+                #expect(backward.difference(from: slopes) == nil, "\(steps) steps")
             }
         }
 
@@ -281,14 +290,14 @@ extension KernelSuite {
                 for stride in [2, 3, 16, 33, 70, 71] {
                     problem.options.stateStride = stride
                     let found = try problem.forward()
-                    #expect(bits(found.output) == bits(plain.output), "stride \(stride)")
-                    #expect(bits(found.finalState) == bits(plain.finalState), "stride \(stride)")
+                    #expect(place(found.output, plain.output) == nil, "stride \(stride)")
+                    #expect(place(found.finalState, plain.finalState) == nil, "stride \(stride)")
                     for i in 0..<70 / stride {
                         var first = part(problem, 0..<(i + 1) * stride)
                         first.options.stateStride = 1
                         let end = try first.forward().finalState
                         let state = Array(found.states[i * size..<(i + 1) * size])
-                        #expect(bits(state) == bits(end), "\(steps): stride \(stride), \(i)")
+                        #expect(place(state, end) == nil, "\(steps): stride \(stride), \(i)")
                     }
                 }
             }
@@ -314,8 +323,8 @@ extension KernelSuite {
                     problem.options.threads = threads
                     let found = try problem.forwardInPlace()
                     let label = "\(tokens) tokens, \(steps) steps, \(threads) threads"
-                    #expect(bits(found.output) == bits(apart.output), "\(label)")
-                    #expect(bits(found.finalState) == bits(apart.finalState), "\(label)")
+                    #expect(place(found.output, apart.output) == nil, "\(label)")
+                    #expect(place(found.finalState, apart.finalState) == nil, "\(label)")
                 }
             }
         }

@@ -129,6 +129,12 @@ func unitRows<Element: StorageValue>(
     return x
 }
 
+/// Where two arrays first differ in a bit, and nowhere for NaN. A comparison of whole arrays would
+/// print them, and search for the shortest way from one to the other.
+func place(_ found: [Float], _ expected: [Float]) -> Int? {
+    found.count == expected.count ? firstDifference(found, expected) : -1
+}
+
 // MARK: - The kernel
 
 extension DeltaRuleProblem {
@@ -156,8 +162,13 @@ extension DeltaRuleProblem {
             ]
         }
 
-        /// Of everything.
-        var bits: [[UInt32]] { arrays.map { $0.values.map(\.bitPattern) } }
+        /// The first place where a bit is not that of `other`. NaN has none to compare.
+        func difference(from other: Found) -> String? {
+            for (array, expected) in zip(arrays, other.arrays) {
+                if let i = place(array.values, expected.values) { return "\(array.name)[\(i)]" }
+            }
+            return nil
+        }
     }
 
     private struct Grids {
@@ -312,14 +323,14 @@ extension DeltaRuleProblem {
 extension DeltaRuleProblem {
     var reference: ReferenceDeltaRule.Problem {
         func doubles(_ x: [Float]?) -> [Double] { (x ?? []).map { Double($0) } }
-        let update: ReferenceDeltaRule.Update =
-            a != nil
-            ? .general(a: doubles(a), b: doubles(b))
-            : switch options.rates {
-            case .rate: .delta(.value(doubles(beta)))
-            case .sigmoid: .delta(.sigmoid(doubles(beta)))
-            case .twiceSigmoid: .delta(.twiceSigmoid(doubles(beta)))
+        let rates: ReferenceDeltaRule.Beta =
+            switch options.rates {
+            case .rate: .value(doubles(beta))
+            case .sigmoid: .sigmoid(doubles(beta))
+            case .twiceSigmoid: .twiceSigmoid(doubles(beta))
             }
+        let update: ReferenceDeltaRule.Update =
+            a == nil ? .delta(rates) : .general(a: doubles(a), b: doubles(b))
         let decay: ReferenceDeltaRule.Decay =
             switch options.decay {
             case .none: .none

@@ -42,8 +42,8 @@ extension DeltaRuleProblem {
                 for (name, values) in found.arrays where !values.isEmpty {
                     let error = relativeError(values, expected[name]!)
                     let limit = tolerance ?? tolerances.limit(name)
-                    if error > DeltaRuleErrors.worst[name + "\(type)", default: 0] {
-                        DeltaRuleErrors.worst[name + "\(type)"] = error
+                    if unsafe error > DeltaRuleErrors.worst[name + "\(type)", default: 0] {
+                        unsafe DeltaRuleErrors.worst[name + "\(type)"] = error
                     }
                     #expect(error < limit, "\(label): \(name) \(error)")
                 }
@@ -64,6 +64,12 @@ enum DeltaRuleErrors {
 
 extension KernelSuite {
     @Suite struct DeltaRuleTests {
+        @Test func zzWorst() {
+            for (name, error) in unsafe DeltaRuleErrors.worst.sorted(by: { $0.key < $1.key }) {
+                print("WORST \(name) \(error)")
+            }
+        }
+
         private func everyOption<Element: StorageValue>(
             _ decay: DeltaRule.Decay, choice: Int, of type: Element.Type
         ) throws {
@@ -200,10 +206,11 @@ extension KernelSuite {
                 var problem = DeltaRuleProblem<Float>(
                     tokens: 50, steps: 2, heads: 2, keyWidth: 24, valueWidth: 40, decay: decay)
                 problem.addStates(seed: 1)
-                let expected = try problem.backward().bits
+                let expected = try problem.backward()
                 for form in [DeltaRule.Form.recurrent, .chunked] {
                     problem.options.form = form
-                    #expect(try problem.backward().bits == expected, "\(decay) \(form)")
+                    let found = try problem.backward()
+                    #expect(found.difference(from: expected) == nil, "\(decay) \(form)")
                 }
             }
         }
