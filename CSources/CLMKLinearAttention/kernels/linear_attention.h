@@ -14,7 +14,7 @@
 
 #define LINEAR_ATTENTION_KERNELS                                                                   \
     {                                                                                              \
-        .import_state = import_state, .export_state = export_state, .advance = advance,            \
+        .import_state = import_panels, .export_state = export_panels, .advance = advance,          \
         .look = look, .step = step, .total_decay = total_decay, .combine = combine,                \
         .sweep = sweep, .retreat = retreat, .read_back = read_back, .join = join,                  \
         .look_back = look_back, .write_back = write_back,                                          \
