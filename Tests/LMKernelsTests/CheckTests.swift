@@ -303,6 +303,66 @@ extension KernelSuite {
             #expect(outcome.code == 0)
         }
 
+        // MARK: The delta rule
+
+        @Test(arguments: ["none", "token", "key"], ["F32", "BF16", "F16"])
+        func deltaRulePasses(_ decay: String, _ dtype: String) throws {
+            for (steps, hasStates, offsets) in [
+                (1, true, nil), (2, false, nil), (3, true, [0, 0, 5, 9]),
+            ] as [(Int, Bool, [Int]?)] {
+                let file = VectorFile(
+                    deltaRule: .init(
+                        decay: decay, dtype: dtype, steps: steps, hasStates: hasStates,
+                        offsets: offsets))
+                for form in ["auto", "recurrent", "chunked"] {
+                    let outcome = try check(file.bytes, form: form)
+                    #expect(outcome.lines.last == "1 passed, 0 failed, 0 skipped", "\(outcome)")
+                }
+                for name in file.tolerances.keys {
+                    var wrong = file
+                    let values = wrong.tensors[name]!.float64
+                    wrong.tensors[name]!.float64[1] += values.map(\.magnitude).reduce(1, +)
+                    let outcome = try check(wrong.bytes)
+                    #expect(outcome.code == 1)
+                    #expect(outcome.lines[0].hasPrefix("FAIL case delta_rule \(name) "))
+                }
+                var other = file
+                other.attributes["scale"] = "0.5"
+                #expect(try check(other.bytes).code == 1)
+                other = file
+                other.makeForwardOnly()
+                #expect(try check(other.bytes).code == 0)
+            }
+        }
+
+        @Test func deltaRuleOfNothing() throws {
+            let file = VectorFile(
+                deltaRule: .init(decay: "key", steps: 2, hasStates: true, tokens: 0))
+            #expect(try check(file.bytes).code == 0)
+        }
+
+        @Test(arguments: malformedDeltaRule)
+        fileprivate func malformedDeltaRuleFails(_ malformed: MalformedFile) throws {
+            var file = VectorFile(deltaRule: .init(decay: "token", steps: 2, hasStates: true))
+            malformed.change(&file)
+            let outcome = try check(file.bytes)
+            #expect(outcome.code == 2)
+            #expect(outcome.complaints.count == 1)
+            #expect(
+                outcome.complaints.first?.contains(malformed.message) == true,
+                "\(outcome.complaints)")
+        }
+
+        @Test func otherDecaysOfTheDeltaRuleAreSkipped() throws {
+            for decay in ["head", "value"] {
+                var file = VectorFile(deltaRule: .init(decay: "token", hasStates: true))
+                file.attributes["decay"] = "\"\(decay)\""
+                let outcome = try check(file.bytes)
+                #expect(outcome.lines.last == "0 passed, 0 failed, 1 skipped")
+                #expect(outcome.code == 0)
+            }
+        }
+
         // MARK: What is skipped, and what wins
 
         @Test func otherOperatorsAreSkipped() throws {

@@ -12,6 +12,23 @@ func checkCount(_ argument: String, _ actual: Int?, expected: Int) throws(Kernel
     throw .countMismatch(argument: argument, expected: expected, actual: actual)
 }
 
+/// The product of sizes of `argument`.
+func product(
+    _ argument: String, _ a: Int, _ b: Int, _ c: Int = 1, _ d: Int = 1
+) throws(KernelError) -> Int {
+    let (ab, overflow) = a.multipliedReportingOverflow(by: b)
+    let (abc, overflowOfThree) = ab.multipliedReportingOverflow(by: c)
+    let (abcd, overflowOfFour) = abc.multipliedReportingOverflow(by: d)
+    guard !overflow, !overflowOfThree, !overflowOfFour else { throw .overflow(argument: argument) }
+    return abcd
+}
+
+func sum(_ argument: String, _ a: Int, _ b: Int) throws(KernelError) -> Int {
+    let (sum, overflow) = a.addingReportingOverflow(b)
+    guard !overflow else { throw .overflow(argument: argument) }
+    return sum
+}
+
 /// A batch of matrices in a span: where rows and matrices begin.
 struct MatrixExtent {
     /// Name of the span.
@@ -45,14 +62,10 @@ struct MatrixExtent {
     }
 
     private func times(_ a: Int, _ b: Int) throws(KernelError) -> Int {
-        let (product, overflow) = a.multipliedReportingOverflow(by: b)
-        guard !overflow else { throw .overflow(argument: argument) }
-        return product
+        try product(argument, a, b)
     }
 
     private func plus(_ a: Int, _ b: Int) throws(KernelError) -> Int {
-        let (sum, overflow) = a.addingReportingOverflow(b)
-        guard !overflow else { throw .overflow(argument: argument) }
-        return sum
+        try sum(argument, a, b)
     }
 }

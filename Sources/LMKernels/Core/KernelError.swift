@@ -48,6 +48,17 @@ func check(_ call: (UnsafeMutablePointer<lmk_error>) -> lmk_status) throws(Kerne
     if status != .LMK_OK { throw unsafe KernelError(error) }
 }
 
+/// The same for families over tokens, whose arguments have longer names in Swift.
+func checkTokenCall(
+    _ call: (UnsafeMutablePointer<lmk_error>) -> lmk_status
+) throws(KernelError) {
+    do throws(KernelError) {
+        try unsafe check(call)
+    } catch {
+        throw error.ofTokens
+    }
+}
+
 extension KernelError {
     init(_ error: lmk_error) {
         let argument =
@@ -89,4 +100,36 @@ private func swiftNames(in text: String) -> String {
             joined + part.prefix(1).uppercased() + part.dropFirst()
         }
     }.joined(separator: " ")
+}
+
+extension KernelError {
+    /// With the names that Swift has for arguments of families over tokens.
+    fileprivate var ofTokens: KernelError {
+        func name(_ argument: String) -> String {
+            Self.names[argument] ?? argument
+        }
+        func words(_ text: String) -> String {
+            text.split(separator: " ", omittingEmptySubsequences: false)
+                .map { name(String($0)) }.joined(separator: " ")
+        }
+        return switch self {
+        case .outOfRange(let argument, let allowed, let actual):
+            .outOfRange(argument: name(argument), allowed: words(allowed), actual: actual)
+        case .tooSmall(let argument, let minimum, let actual):
+            .tooSmall(argument: name(argument), minimum: minimum, actual: actual)
+        case .countMismatch(let argument, let expected, let actual):
+            .countMismatch(argument: name(argument), expected: expected, actual: actual)
+        case .overflow(let argument):
+            .overflow(argument: name(argument))
+        case .badEntry(let argument, let index, let value, let limit):
+            .badEntry(argument: name(argument), index: index, value: value, limit: limit)
+        case .conflict(let argument, let reason):
+            .conflict(argument: name(argument), reason: words(reason))
+        }
+    }
+
+    private static let names = [
+        "q": "query", "k": "key", "v": "value", "o": "output", "keyDim": "keyWidth",
+        "valueDim": "valueWidth", "epsilon": "unitLengthEpsilon",
+    ]
 }

@@ -11,6 +11,26 @@ func withPointer<Element: BitwiseCopyable, Result>(
     }
 }
 
+func withPointers<Element: BitwiseCopyable, Result>(
+    _ x: Span<Element>?, _ y: Span<Element>?, _ z: Span<Element>?,
+    _ body: (UnsafePointer<Element>?, UnsafePointer<Element>?, UnsafePointer<Element>?) -> Result
+) -> Result {
+    unsafe withPointer(x) { x in
+        unsafe withPointer(y) { y in
+            unsafe withPointer(z) { z in unsafe body(x, y, z) }
+        }
+    }
+}
+
+/// Offsets as C takes them: Int has 64 bits wherever the kernels run.
+func withOffsets<Result>(
+    _ offsets: Span<Int>?, _ body: (UnsafePointer<Int64>?) -> Result
+) -> Result {
+    unsafe withPointer(offsets) { offsets in
+        unsafe body(UnsafeRawPointer(offsets)?.assumingMemoryBound(to: Int64.self))
+    }
+}
+
 /// Leaves nil behind: spans that may be missing cannot be borrowed for writing.
 func withMutablePointer<Element: BitwiseCopyable, Result>(
     _ span: inout MutableSpan<Element>?, _ body: (UnsafeMutablePointer<Element>?) -> Result
@@ -18,6 +38,21 @@ func withMutablePointer<Element: BitwiseCopyable, Result>(
     guard var span = span.take() else { return body(nil) }
     return unsafe span.withUnsafeMutableBufferPointer { buffer in
         unsafe body(buffer.baseAddress ?? UnsafeMutablePointer(mutating: placeholder()))
+    }
+}
+
+func withMutablePointers<Element: BitwiseCopyable, Result>(
+    _ x: inout MutableSpan<Element>?, _ y: inout MutableSpan<Element>?,
+    _ z: inout MutableSpan<Element>?,
+    _ body: (
+        UnsafeMutablePointer<Element>?, UnsafeMutablePointer<Element>?,
+        UnsafeMutablePointer<Element>?
+    ) -> Result
+) -> Result {
+    unsafe withMutablePointer(&x) { x in
+        unsafe withMutablePointer(&y) { y in
+            unsafe withMutablePointer(&z) { z in unsafe body(x, y, z) }
+        }
     }
 }
 

@@ -51,14 +51,14 @@ extension LinearAttention {
             shape, options, output: outputGradient.count, query: queryGradient?.count,
             key: keyGradient?.count, value: valueGradient?.count,
             logDecay: logDecayGradient?.count, bonus: bonusGradient?.count)
-        let sequences = sequences(shape, offsets)
+        let sequences = shape.sequences(offsets)
         try checkStates(
             shape, sequences, ("finalStateGradient", finalStateGradient?.count),
             ("finalNormalizerGradient", finalNormalizerGradient?.count))
         try checkStates(
             shape, sequences, ("initialStateGradient", initialStateGradient?.count),
             ("initialNormalizerGradient", initialNormalizerGradient?.count))
-        try unsafe checkCall { error in
+        try unsafe checkTokenCall { error in
             unsafe withInputs(
                 attention, query: query, key: key, value: value, logDecay: logDecay, bonus: bonus,
                 initialState: initialState, initialNormalizer: initialNormalizer, offsets: offsets
@@ -108,7 +108,7 @@ extension LinearAttention {
         ).check(logDecay).inC
         try checkCount(
             "bonusGradient", bonus,
-            expected: shape.stateCount("bonusGradient", 1, isNormalizer: true))
+            expected: shape.normalizerCount("bonusGradient", 1))
         return unsafe gradients
     }
 
@@ -123,23 +123,16 @@ extension LinearAttention {
     ) -> lmk_status {
         var gradients = unsafe gradients
         return unsafe withPointer(output) { output in
-            unsafe withPointer(finalState) { finalState in
-                unsafe withPointer(finalNormalizer) { finalNormalizer in
+            unsafe withPointers(finalState, finalNormalizer, nil) { finalState, normalizer, _ in
+                unsafe withMutablePointers(&query, &key, &value) { query, key, value in
                     unsafe gradients.output = UnsafeRawPointer(output)
                     unsafe gradients.final_state = finalState
-                    unsafe gradients.final_normalizer = finalNormalizer
-                    return unsafe withMutablePointer(&query) { query in
-                        unsafe withMutablePointer(&key) { key in
-                            unsafe withMutablePointer(&value) { value in
-                                unsafe gradients.q = UnsafeMutableRawPointer(query)
-                                unsafe gradients.k = UnsafeMutableRawPointer(key)
-                                unsafe gradients.v = UnsafeMutableRawPointer(value)
-                                return unsafe withFloats(
-                                    &gradients, &logDecay, &bonus, &initialState,
-                                    &initialNormalizer, body)
-                            }
-                        }
-                    }
+                    unsafe gradients.final_normalizer = normalizer
+                    unsafe gradients.q = UnsafeMutableRawPointer(query)
+                    unsafe gradients.k = UnsafeMutableRawPointer(key)
+                    unsafe gradients.v = UnsafeMutableRawPointer(value)
+                    return unsafe withFloats(
+                        &gradients, &logDecay, &bonus, &initialState, &initialNormalizer, body)
                 }
             }
         }
@@ -152,17 +145,13 @@ extension LinearAttention {
         _ initialNormalizer: inout MutableSpan<Float>?,
         _ body: (inout lmk_linear_attention_gradients) -> lmk_status
     ) -> lmk_status {
-        unsafe withMutablePointer(&logDecay) { logDecay in
-            unsafe withMutablePointer(&bonus) { bonus in
-                unsafe withMutablePointer(&initialState) { initialState in
-                    unsafe withMutablePointer(&initialNormalizer) { initialNormalizer in
-                        unsafe gradients.log_decay = logDecay
-                        unsafe gradients.bonus = bonus
-                        unsafe gradients.initial_state = initialState
-                        unsafe gradients.initial_normalizer = initialNormalizer
-                        return unsafe body(&gradients)
-                    }
-                }
+        unsafe withMutablePointers(&logDecay, &bonus, &initialState) { logDecay, bonus, state in
+            unsafe withMutablePointer(&initialNormalizer) { normalizer in
+                unsafe gradients.log_decay = logDecay
+                unsafe gradients.bonus = bonus
+                unsafe gradients.initial_state = state
+                unsafe gradients.initial_normalizer = normalizer
+                return unsafe body(&gradients)
             }
         }
     }

@@ -59,29 +59,24 @@ extension LinearAttention {
             "output", width: shape.valueWidth, shape.outputStrides
         ).check(output?.count)
         try checkStates(
-            shape, sequences(shape, offsets), ("finalState", finalState?.count),
+            shape, shape.sequences(offsets), ("finalState", finalState?.count),
             ("finalNormalizer", finalNormalizer?.count))
         try checkStored(
             shape, options, offsets, states: states?.count, normalizers: normalizers?.count)
-        try unsafe checkCall { error in
+        try unsafe checkTokenCall { error in
             unsafe withInputs(
                 attention, query: query, key: key, value: value, logDecay: logDecay, bonus: bonus,
                 initialState: initialState, initialNormalizer: initialNormalizer, offsets: offsets
             ) { attention in
                 unsafe withMutablePointer(&output) { output in
-                    unsafe withMutablePointer(&finalState) { finalState in
-                        unsafe withMutablePointer(&finalNormalizer) { finalNormalizer in
-                            unsafe withMutablePointer(&states) { states in
-                                unsafe withMutablePointer(&normalizers) { normalizers in
-                                    var results = unsafe lmk_linear_attention_results(
-                                        o: output, o_strides: outputStrides.inC,
-                                        final_state: finalState,
-                                        final_normalizer: finalNormalizer, states: states,
-                                        normalizers: normalizers,
-                                        state_stride: options.stateStride)
-                                    return unsafe run(&attention, &results, workspace, error)
-                                }
-                            }
+                    unsafe withMutablePointers(&finalState, &finalNormalizer, &states) {
+                        finalState, finalNormalizer, states in
+                        unsafe withMutablePointer(&normalizers) { normalizers in
+                            var results = unsafe lmk_linear_attention_results(
+                                o: output, o_strides: outputStrides.inC, final_state: finalState,
+                                final_normalizer: finalNormalizer, states: states,
+                                normalizers: normalizers, state_stride: options.stateStride)
+                            return unsafe run(&attention, &results, workspace, error)
                         }
                     }
                 }
@@ -115,12 +110,12 @@ extension LinearAttention {
         let attention = try unsafe descriptor(
             shape, options, Element.storageType, counts, offsets)
         try checkStates(
-            shape, sequences(shape, offsets), ("state", state.count),
+            shape, shape.sequences(offsets), ("state", state.count),
             ("normalizer", normalizer?.count))
         let outputStrides = try shape.queryExtent(
             "output", width: shape.valueWidth, shape.outputStrides
         ).check(output?.count)
-        try unsafe checkCall { error in
+        try unsafe checkTokenCall { error in
             unsafe withInputs(
                 attention, query: query, key: key, value: value, logDecay: logDecay, bonus: bonus,
                 initialState: nil, initialNormalizer: nil, offsets: offsets
@@ -176,26 +171,14 @@ extension LinearAttention {
             options: options, workspace: workspace)
     }
 
-    /// Checks the lengths of states on the way. Offsets that are wrong are for C to refuse.
+    /// Checks the lengths of states on the way.
     private static func checkStored(
         _ shape: Shape, _ options: Options, _ offsets: Span<Int>?, states: Int?, normalizers: Int?
     ) throws(KernelError) {
         guard states != nil || normalizers != nil else { return }
-        guard options.stateStride >= 1 else {
-            throw .outOfRange(
-                argument: "stateStride", allowed: ">= 1", actual: "\(options.stateStride)")
-        }
-        if let offsets {
-            var last = 0
-            for n in offsets.indices {
-                guard offsets[n] >= last, n > 0 || offsets[n] == 0 else { return }
-                last = offsets[n]
-            }
-            guard last == shape.tokens else { return }
-        } else if shape.batch > 0, shape.tokens > Int.max / shape.batch {
-            throw .overflow(argument: "states")
-        }
-        let stored = shape.storedStates(stride: options.stateStride, offsets: offsets)
+        guard
+            let stored = try shape.checkedStatesOnTheWay(stride: options.stateStride, offsets)
+        else { return }
         try checkStates(shape, stored, ("states", states), ("normalizers", normalizers))
     }
 

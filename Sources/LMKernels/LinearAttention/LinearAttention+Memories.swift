@@ -151,7 +151,7 @@ extension LinearAttention.Memories {
         _ shape: Shape, _ options: Options, _ routing: Routing, query: Int, key: Int, value: Int,
         logDecay: Int?, weights: Int
     ) throws(KernelError) {
-        try shape.checkSizes()
+        try shape.checkSizesOfTokens()
         guard shape.batch == routing.batch, shape.tokens == routing.tokens else {
             throw .conflict(argument: "routing", reason: "of the shape's batch and tokens")
         }
@@ -189,18 +189,6 @@ extension LinearAttention.Memories {
         try checkCount("weights", weights, expected: rows * routing.choices)
     }
 
-    private static func product(
-        _ argument: String, _ factors: Int...
-    ) throws(KernelError) -> Int {
-        var product = 1
-        for factor in factors {
-            let (next, overflow) = product.multipliedReportingOverflow(by: factor)
-            guard !overflow else { throw .overflow(argument: argument) }
-            product = next
-        }
-        return product
-    }
-
     private static func checkStates(
         _ shape: Shape, _ routing: Routing, _ first: (name: String, count: Int?),
         _ second: (name: String, count: Int?)?
@@ -208,8 +196,7 @@ extension LinearAttention.Memories {
         let states = routing.sequences * routing.states
         for index in 0..<2 {
             guard let (name, count) = index == 0 ? first : second else { continue }
-            try checkCount(
-                name, count, expected: shape.stateCount(name, states, isNormalizer: false))
+            try shape.checkStates(name, count, states)
         }
     }
 }

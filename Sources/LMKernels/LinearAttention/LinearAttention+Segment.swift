@@ -38,8 +38,8 @@ extension LinearAttention {
             var shape = Shape(tokens: 0, heads: states, keyWidth: keyWidth, valueWidth: valueWidth)
             shape.keyHeads = 1
             try checkNotNegative("states", states)
-            try shape.checkSizes()
-            let rows = try shape.stateCount("decay", 1, isNormalizer: true)
+            try shape.checkSizesOfTokens()
+            let rows = try shape.normalizerCount("decay", 1)
             try checkCount("decay", decay?.count, expected: rows)
             try checkStates(shape, 1, ("state", state.count), ("normalizer", normalizer?.count))
             self.init(states, keyWidth, valueWidth, decay ?? [Float](repeating: 1, count: rows))
@@ -78,15 +78,15 @@ extension LinearAttention {
         let counts = Counts(key: key.count, value: value.count, logDecay: logDecay?.count)
         let attention = try unsafe descriptor(
             shape, options, Element.storageType, counts, offsets)
-        let sequences = sequences(shape, offsets)
-        let rows = try shape.stateCount("decay", sequences, isNormalizer: true)
-        let count = try shape.stateCount("state", sequences, isNormalizer: false)
+        let sequences = shape.sequences(offsets)
+        let rows = try shape.normalizerCount("decay", sequences)
+        let count = try shape.stateCount("state", sequences)
         var segment = Segment(
             sequences * shape.heads, shape.keyWidth, shape.valueWidth,
             [Float](repeating: 1, count: rows))
         segment.state = [Float](repeating: 0, count: count)
         if options.isNormalized { segment.normalizer = [Float](repeating: 0, count: rows) }
-        try unsafe checkCall { error in
+        try unsafe checkTokenCall { error in
             unsafe withInputs(
                 attention, query: nil, key: key, value: value, logDecay: logDecay, bonus: nil,
                 initialState: nil, initialNormalizer: nil, offsets: offsets
@@ -130,7 +130,7 @@ extension LinearAttention.Segment {
         }
         let (states, keyWidth, valueWidth) = (states, keyWidth, valueWidth)
         let isNormalized = hasNormalizer && !normalizer.isEmpty
-        try unsafe LinearAttention.checkCall { error in
+        try unsafe checkTokenCall { error in
             unsafe withPiece(hasNormalizer: isNormalized) { result in
                 unsafe next.withConstantPiece(hasNormalizer: isNormalized) { second in
                     var second = unsafe second

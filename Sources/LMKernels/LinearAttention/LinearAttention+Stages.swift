@@ -58,10 +58,7 @@ extension LinearAttention {
         func stateCount(_ argument: String, _ sequences: Int, rows: Int = 1) throws(KernelError)
             -> Int
         {
-            let (state, overflow) = channels.multipliedReportingOverflow(by: rows)
-            let (count, overflowOfAll) = state.multipliedReportingOverflow(by: sequences)
-            guard !overflow, !overflowOfAll else { throw .overflow(argument: argument) }
-            return count
+            try product(argument, channels, rows, sequences)
         }
     }
 
@@ -145,23 +142,10 @@ struct StageExtent {
     }
 
     private func times(_ a: Int, _ b: Int) throws(KernelError) -> Int {
-        let (product, overflow) = a.multipliedReportingOverflow(by: b)
-        guard !overflow else { throw .overflow(argument: argument) }
-        return product
+        try product(argument, a, b)
     }
 
     private func plus(_ a: Int, _ b: Int) throws(KernelError) -> Int {
-        let (sum, overflow) = a.addingReportingOverflow(b)
-        guard !overflow else { throw .overflow(argument: argument) }
-        return sum
-    }
-}
-
-/// Offsets as C takes them: Int has 64 bits wherever the kernels run.
-func withOffsets<Result>(
-    _ offsets: Span<Int>?, _ body: (UnsafePointer<Int64>?) -> Result
-) -> Result {
-    unsafe withPointer(offsets) { offsets in
-        unsafe body(UnsafeRawPointer(offsets)?.assumingMemoryBound(to: Int64.self))
+        try sum(argument, a, b)
     }
 }

@@ -37,29 +37,7 @@ public enum LinearAttention {
     /// The largest `keyWidth` and `valueWidth`.
     public static let maximumWidth = 512
 
-    /// Where rows of a tensor [batch, tokens, heads, width] begin, in elements. Rows are contiguous
-    /// and do not overlap.
-    public struct Strides: Sendable, Hashable {
-        public var batch: Int
-        public var token: Int
-        public var head: Int
-
-        public init(batch: Int, token: Int, head: Int) {
-            self.batch = batch
-            self.token = token
-            self.head = head
-        }
-
-        /// Of a dense tensor [batch, tokens, heads, width].
-        public static func tokenMajor(tokens: Int, heads: Int, width: Int) -> Strides {
-            Strides(batch: tokens * heads * width, token: heads * width, head: width)
-        }
-
-        /// Of a dense tensor [batch, heads, tokens, width].
-        public static func headMajor(tokens: Int, heads: Int, width: Int) -> Strides {
-            Strides(batch: heads * tokens * width, token: width, head: tokens * width)
-        }
-    }
+    public typealias Strides = TokenStrides
 
     /// Sizes and strides; strides that are nil are those of a dense tensor, token-major.
     public struct Shape: Sendable, Hashable {
@@ -181,12 +159,6 @@ extension LinearAttention.Shape {
     /// The number of states that `forward` stores at a stride: [storedStates, heads, keyWidth,
     /// valueWidth]. `stride` is at least 1.
     public func storedStates(stride: Int, offsets: Span<Int>? = nil) -> Int {
-        precondition(stride >= 1, "stride is at least 1")
-        guard let offsets else { return batch * (tokens / stride) }
-        var count = 0
-        for n in 0..<max(0, offsets.count - 1) {
-            count += (offsets[n + 1] - offsets[n]) / stride
-        }
-        return count
+        statesOnTheWay(stride: stride, offsets)
     }
 }

@@ -39,6 +39,9 @@ struct CheckSettings {
 
 enum Conformance {
     static var operators: [any ConformanceOperator.Type] {
-        [CrossEntropyOperator.self, SoftmaxOperator.self, LinearAttentionOperator.self]
+        [
+            CrossEntropyOperator.self, SoftmaxOperator.self, LinearAttentionOperator.self,
+            DeltaRuleOperator.self,
+        ]
     }
 }

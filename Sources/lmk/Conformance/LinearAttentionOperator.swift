@@ -10,10 +10,7 @@ struct LinearAttentionOperator: ConformanceOperator {
     private let shape: LinearAttention.Shape
     private let sequences: Int
     private var options = LinearAttention.Options()
-    private let storage: CaseReader.DType
-    private let query: [Float]
-    private let key: [Float]
-    private let value: [Float]
+    private let rows: TokenRows
     private let logDecay: [Float]?
     private let initialState: [Float]?
     private let offsets: [Int]?
@@ -22,18 +19,11 @@ struct LinearAttentionOperator: ConformanceOperator {
     private let wantsGradients: Bool
 
     init(_ reader: inout CaseReader) throws(ConformanceError) {
-        let q = try reader.tensor("in.q", ["B", "T", "H", "K"], CaseReader.storageTypes)
-        storage = q.dtype
-        let k = try reader.tensor("in.k", ["B", "T", "G", "K"], CaseReader.storageTypes)
-        let v = try reader.tensor("in.v", ["B", "T", "G", "V"], CaseReader.storageTypes)
-        for (name, tensor) in [("in.k", k), ("in.v", v)] where tensor.dtype != q.dtype {
-            throw .inconsistent(
-                "in.q is \(q.dtype.rawValue), but \(name) is \(tensor.dtype.rawValue)")
-        }
-        shape = try Self.shape(reader)
-        query = try read(q.floats)
-        key = try read(k.floats)
-        value = try read(v.floats)
+        rows = try TokenRows(&reader, keyTokens: "T")
+        shape = LinearAttention.Shape(
+            batch: reader.length("B"), tokens: reader.length("T"), heads: reader.length("H"),
+            keyHeads: reader.length("G"), keyWidth: reader.length("K"),
+            valueWidth: reader.length("V"))
 
         options.isBidirectional = try !reader.bool("causal")
         options.isNormalized = try reader.bool("normalize")
@@ -48,7 +38,7 @@ struct LinearAttentionOperator: ConformanceOperator {
         let hasFinalState = try reader.expect(
             "out.final_state", ["N", "H", "K", "V"], isRequired: false)
         let cotangent = try reader.tensorIfPresent(
-            "cotangent.o", ["B", "T", "H", "V"], [storage])
+            "cotangent.o", ["B", "T", "H", "V"], [rows.storage])
         outputGradient = try cotangent.map { tensor throws(ConformanceError) in
             try read(tensor.floats)
         }
@@ -59,31 +49,18 @@ struct LinearAttentionOperator: ConformanceOperator {
             try reader.expectGradient(of: name)
         }
         let hasStates = hasFinalState || initialState != nil
-        if hasStates, reader.length("N") != sequences {
-            let source = offsets == nil ? "B" : "the number of packed sequences"
-            throw .inconsistent("N is \(reader.length("N")), but \(source) is \(sequences)")
-        }
+        if hasStates { try reader.checkStates(sequences: sequences, isPacked: offsets != nil) }
         if hasStates, options.isBidirectional {
             throw .inconsistent("states of the bidirectional form")
         }
         try reader.finish()
-        try check()
-    }
-
-    private static func shape(
-        _ reader: CaseReader
-    ) throws(ConformanceError) -> LinearAttention.Shape {
-        let shape = LinearAttention.Shape(
-            batch: reader.length("B"), tokens: reader.length("T"), heads: reader.length("H"),
-            keyHeads: reader.length("G"), keyWidth: reader.length("K"),
-            valueWidth: reader.length("V"))
-        for letter in ["H", "G", "K", "V"] where reader.length(letter) == 0 {
-            throw .inconsistent("\(letter) is 0")
+        try checkOffsets(offsets, batch: shape.batch, tokens: shape.tokens)
+        if options.isBidirectional, options.decay != .none {
+            throw .inconsistent("a decay of the bidirectional form")
         }
-        guard shape.heads % shape.keyHeads == 0 else {
-            throw .inconsistent("G is \(shape.keyHeads), no divisor of H, \(shape.heads)")
-        }
-        return shape
+        try checkSupport(
+            reader.operation, widths: [shape.keyWidth, shape.valueWidth],
+            limit: LinearAttention.maximumWidth, rows.storage)
     }
 
     private static func decay(
@@ -102,48 +79,12 @@ struct LinearAttentionOperator: ConformanceOperator {
     private static func logDecay(
         _ reader: inout CaseReader, _ decay: LinearAttention.Decay
     ) throws(ConformanceError) -> [Float]? {
-        let letters: [String]
         switch decay {
-        case .none: return nil
-        case .head: letters = ["H"]
-        case .token: letters = ["B", "T", "H"]
-        case .key: letters = ["B", "T", "H", "K"]
+        case .none: nil
+        case .head: try reader.logDecay(["H"])
+        case .token: try reader.logDecay(["B", "T", "H"])
+        case .key: try reader.logDecay(["B", "T", "H", "K"])
         }
-        guard let values = try reader.floatsIfPresent("in.log_decay", letters) else {
-            throw .inconsistent("in.log_decay is missing")
-        }
-        for (i, value) in values.enumerated() where value > 0 {
-            throw .inconsistent("in.log_decay[\(i)] is \(value), allowed is at most 0")
-        }
-        return values
-    }
-
-    /// What shapes do not say.
-    private func check() throws(ConformanceError) {
-        if let offsets {
-            guard shape.batch == 1 else {
-                throw .inconsistent("in.cu_seqlens with a B of \(shape.batch)")
-            }
-            guard offsets.first == 0, offsets.last == shape.tokens else {
-                throw .inconsistent("in.cu_seqlens does not go from 0 to \(shape.tokens)")
-            }
-            for n in offsets.indices.dropFirst() where offsets[n] < offsets[n - 1] {
-                throw .inconsistent(
-                    "in.cu_seqlens[\(n)] is \(offsets[n]), less than the one before")
-            }
-        }
-        if options.isBidirectional, options.decay != .none {
-            throw .inconsistent("a decay of the bidirectional form")
-        }
-        let limit = LinearAttention.maximumWidth
-        guard shape.keyWidth <= limit, shape.valueWidth <= limit else {
-            throw .unsupported("K or V above \(limit) is not in the library")
-        }
-        #if os(macOS) && arch(x86_64)
-            guard storage != .float16 else {
-                throw .unsupported("linear_attention of F16 is not in the library here")
-            }
-        #endif
     }
 }
 
@@ -151,7 +92,7 @@ struct LinearAttentionOperator: ConformanceOperator {
 
 extension LinearAttentionOperator {
     func compute(_ settings: CheckSettings) throws(KernelError) -> [ComputedWay] {
-        switch storage {
+        switch rows.storage {
         case .bfloat16: return try compute(settings, as: BFloat16.self)
         #if !(os(macOS) && arch(x86_64))
             case .float16: return try compute(settings, as: Float16.self)
@@ -173,7 +114,7 @@ extension LinearAttentionOperator {
             }
         let workspace = Workspace()
         var ways: [ComputedWay] = []
-        for layout in Layout.allCases {
+        for layout in TokenLayout.allCases {
             ways.append(try compute(layout, usual, as: type, workspace))
         }
         if !options.isBidirectional {
@@ -189,44 +130,27 @@ extension LinearAttentionOperator {
         return ways
     }
 
-    /// How tensors lie in memory.
-    private enum Layout: String, CaseIterable {
-        case tokenMajor = "token-major"
-        case headMajor = "head-major"
-        case apart = "rows apart"
-
-        func grid(_ shape: LinearAttention.Shape, heads: Int, width: Int) -> TokenGrid {
-            var grid = TokenGrid(
-                batch: shape.batch, tokens: shape.tokens, heads: heads, width: width)
-            grid.isHeadMajor = self == .headMajor
-            grid.gap = self == .apart ? 3 : 0
-            return grid
-        }
-    }
-
-    /// Of a tensor's elements; NaN, so that one that is not written shows.
-    private func empty<Element: StorageValue>(_ grid: TokenGrid, of type: Element.Type) -> [Element]
-    {
-        Array(repeating: Element(Grid.filler), count: grid.count)
+    private func grid(_ layout: TokenLayout, heads: Int, width: Int) -> TokenGrid {
+        layout.grid(batch: shape.batch, tokens: shape.tokens, heads: heads, width: width)
     }
 
     private func compute<Element: StorageValue>(
-        _ layout: Layout, _ options: LinearAttention.Options, as type: Element.Type,
+        _ layout: TokenLayout, _ options: LinearAttention.Options, as type: Element.Type,
         _ workspace: Workspace
     ) throws(KernelError) -> ComputedWay {
-        let queries = layout.grid(shape, heads: shape.heads, width: shape.keyWidth)
-        let keys = layout.grid(shape, heads: shape.keyHeads, width: shape.keyWidth)
-        let values = layout.grid(shape, heads: shape.keyHeads, width: shape.valueWidth)
-        let outputs = layout.grid(shape, heads: shape.heads, width: shape.valueWidth)
+        let queries = grid(layout, heads: shape.heads, width: shape.keyWidth)
+        let keys = grid(layout, heads: shape.keyHeads, width: shape.keyWidth)
+        let values = grid(layout, heads: shape.keyHeads, width: shape.valueWidth)
+        let outputs = grid(layout, heads: shape.heads, width: shape.valueWidth)
         var shape = shape
         (shape.queryStrides, shape.queryGradientStrides) = (queries.strides, queries.strides)
         (shape.keyStrides, shape.keyGradientStrides) = (keys.strides, keys.strides)
         (shape.valueStrides, shape.valueGradientStrides) = (values.strides, values.strides)
         (shape.outputStrides, shape.outputGradientStrides) = (outputs.strides, outputs.strides)
-        let q = queries.spread(query, as: type)
-        let k = keys.spread(key, as: type)
-        let v = values.spread(value, as: type)
-        var o = empty(outputs, of: type)
+        let q = queries.spread(rows.query, as: type)
+        let k = keys.spread(rows.key, as: type)
+        let v = values.spread(rows.value, as: type)
+        var o = outputs.empty(of: type)
         let hasState = !options.isBidirectional
         var state = hasState ? emptyState : nil
         try LinearAttention.forward(
@@ -240,9 +164,9 @@ extension LinearAttentionOperator {
 
         let zeros = [Float](repeating: 0, count: shape.batch * shape.tokens * outputs.rowCount)
         let gradient = outputs.spread(outputGradient ?? zeros, as: type)
-        var dq = empty(queries, of: type)
-        var dk = empty(keys, of: type)
-        var dv = empty(values, of: type)
+        var dq = queries.empty(of: type)
+        var dk = keys.empty(of: type)
+        var dv = values.empty(of: type)
         var dg = logDecay
         state = hasState ? emptyState : nil
         try LinearAttention.backward(
@@ -270,11 +194,11 @@ extension LinearAttentionOperator {
         _ options: LinearAttention.Options, as type: Element.Type, _ workspace: Workspace
     ) throws(KernelError) -> ComputedWay {
         let (q, k, v) = (
-            query.map { type.init($0) }, key.map { type.init($0) },
-            value.map { type.init($0) }
+            rows.query.map { type.init($0) }, rows.key.map { type.init($0) },
+            rows.value.map { type.init($0) }
         )
-        let outputs = Layout.tokenMajor.grid(shape, heads: shape.heads, width: shape.valueWidth)
-        var o = empty(outputs, of: type)
+        let outputs = grid(.tokenMajor, heads: shape.heads, width: shape.valueWidth)
+        var o = outputs.empty(of: type)
         var state = initialState ?? emptyState.map { _ in 0 }
         var normalizer =
             options.isNormalized

@@ -20,7 +20,7 @@ struct Fuzzer {
     static var operations: [any FuzzCase.Type] {
         [
             CrossEntropyCase.self, SoftmaxCase.self, TopKCase.self, ShiftMaxCase.self,
-            AccumulatorCase.self, LinearAttentionCase.self, RecurrenceCase.self,
+            AccumulatorCase.self, LinearAttentionCase.self, DeltaRuleCase.self, RecurrenceCase.self,
             ConvolutionCase.self, NormCase.self, FeatureCase.self, MatmulCase.self,
             ElementwiseCase.self,
         ]

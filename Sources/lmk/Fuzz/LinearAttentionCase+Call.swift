@@ -42,11 +42,6 @@ extension LinearAttentionCase {
         }
     }
 
-    private func empty<Element: StorageValue>(_ grid: TokenGrid, of type: Element.Type) -> [Element]
-    {
-        Array(repeating: Element(Grid.filler), count: grid.count)
-    }
-
     /// An array that is written, with more behind it that is not.
     private func empty(_ count: Int, if isAskedFor: Bool = true) -> [Float]? {
         isAskedFor ? Array(repeating: Grid.filler, count: count) : nil
@@ -59,7 +54,7 @@ extension LinearAttentionCase {
         let k = grids.key.spread(key, as: type)
         let v = grids.value.spread(value, as: type)
         let g = logDecay.map { grids.logDecay.spread($0, as: Float.self) }
-        var o = empty(grids.output, of: type)
+        var o = grids.output.empty(of: type)
         let rows = sequences * heads * keyWidth
         let stored = stateStride.map {
             shape.storedStates(stride: $0, offsets: offsets?.span) * heads * keyWidth
@@ -99,10 +94,10 @@ extension LinearAttentionCase {
         _ found: inout Found, _ workspace: Workspace, _ findings: inout Findings
     ) throws(KernelError) {
         let upstream = grids.outputGradient.spread(outputGradient, as: Element.self)
-        var dq = empty(grids.queryGradient, of: Element.self)
-        var dk = empty(grids.keyGradient, of: Element.self)
-        var dv = empty(grids.valueGradient, of: Element.self)
-        var dg = logDecay == nil ? nil : empty(grids.logDecayGradient, of: Float.self)
+        var dq = grids.queryGradient.empty(of: Element.self)
+        var dk = grids.keyGradient.empty(of: Element.self)
+        var dv = grids.valueGradient.empty(of: Element.self)
+        var dg = logDecay == nil ? nil : grids.logDecayGradient.empty(of: Float.self)
         let rows = sequences * heads * keyWidth
         var du = empty(heads * keyWidth, if: bonus != nil)
         var state = empty(rows * valueWidth, if: !isBidirectional)
@@ -114,7 +109,7 @@ extension LinearAttentionCase {
                 let dk = dk.extracting(grids.keyGradient.range)
                 try unsafe dv.withUnsafeMutableBufferPointer { dv throws(KernelError) in
                     let dv = dv.extracting(grids.valueGradient.range)
-                    try unsafe withDecays(of: &dg, grids.logDecayGradient) {
+                    try unsafe withPart(of: &dg, grids.logDecayGradient) {
                         dg throws(KernelError) in
                         try unsafe LinearAttention.backward(
                             query: q.span.extracting(grids.query.range),
@@ -149,17 +144,5 @@ extension LinearAttentionCase {
         found.bonus = du ?? []
         found.initialState = state ?? []
         found.initialNormalizer = normalizer ?? []
-    }
-}
-
-/// The part of an array, which may be missing, that a kernel is given.
-private func withDecays(
-    of array: inout [Float]?, _ grid: TokenGrid,
-    _ body: (UnsafeMutableBufferPointer<Float>?) throws(KernelError) -> Void
-) throws(KernelError) {
-    guard var elements = array.take() else { return try body(nil) }
-    defer { array = elements }
-    try unsafe elements.withUnsafeMutableBufferPointer { buffer throws(KernelError) in
-        try unsafe body(buffer.extracting(grid.range))
     }
 }

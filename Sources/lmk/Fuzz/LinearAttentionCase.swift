@@ -10,7 +10,7 @@ struct LinearAttentionCase: FuzzCase {
     var storage: StorageType
     var form: LinearAttention.Form
     var decay: LinearAttention.Decay
-    var decays: Decays
+    var decays: LogDecays
     var batch: Int
     var tokens: Int
     var heads: Int
@@ -40,20 +40,6 @@ struct LinearAttentionCase: FuzzCase {
     var finalStateGradient: [Float]?
     var finalNormalizerGradient: [Float]?
 
-    /// What log-decays are like.
-    enum Decays: CaseIterable {
-        /// 0 to -0.1.
-        case mild
-        /// About -2.5.
-        case strong
-        /// Few or many resets among mild ones.
-        case resets
-        /// From 0 to -infinity.
-        case mixed
-        /// -20: what they leave is next to nothing, and so is their gradient.
-        case weakest
-    }
-
     /// Where tensors lie.
     struct Grids {
         var query, key, value, logDecay, output: TokenGrid
@@ -65,7 +51,7 @@ struct LinearAttentionCase: FuzzCase {
         form = random.pick(LinearAttention.Form.allCases)
         isBidirectional = random.once(in: 8)
         decay = isBidirectional ? .none : random.pick(LinearAttention.Decay.allCases)
-        decays = random.pick(Decays.allCases)
+        decays = random.pick(LogDecays.allCases)
         isNormalized = random.once(in: 4)
         keyHeads = random.pick([1, 1, 2, 3])
         heads = keyHeads * random.pick([1, 1, 2, 3])
@@ -87,7 +73,7 @@ struct LinearAttentionCase: FuzzCase {
         }
         scale = random.pick([nil, nil, 1, 0.3, -2])
         if random.once(in: 4) { epsilon = random.pick([0, 1e-6, 0.01]) }
-        if isPacked { offsets = Self.offsets(tokens, &random) }
+        if isPacked { offsets = random.offsets(tokens: tokens) }
         if !isBidirectional, random.once(in: 3) { stateStride = random.integer(1...40) }
         if random.once(in: 2) { memoryBudget = random.pick([1, 4096, 1 << 20]) }
         threads = random.threads()
@@ -95,17 +81,6 @@ struct LinearAttentionCase: FuzzCase {
             batch: batch, tokens: tokens, heads: heads, keyHeads: keyHeads, keyWidth: keyWidth,
             valueWidth: valueWidth, decay: decay, using: &random)
         draw(&random)
-    }
-
-    /// A few sequences, some of them empty.
-    private static func offsets(_ tokens: Int, _ random: inout SplitMix64) -> [Int] {
-        var inner: [Int] = []
-        for _ in 0..<random.below(6) {
-            inner.append(
-                random.once(in: 4) ? random.pick([0, tokens]) : random.below(tokens + 1))
-            if random.once(in: 4) { inner.append(inner.last!) }
-        }
-        return [0] + inner.sorted() + [tokens]
     }
 
     var sequences: Int { offsets.map { $0.count - 1 } ?? batch }
@@ -202,17 +177,7 @@ extension LinearAttentionCase {
         case .token: count = batch * tokens * heads
         case .key: count = batch * tokens * heads * keyWidth
         }
-        let share = random.pick([2, 8, 64])
-        logDecay = (0..<count).map { _ in
-            let mild = (random.unit() + 1) * -0.05
-            return switch decays {
-            case .mild: mild
-            case .strong: -2.5 + random.unit()
-            case .resets: random.once(in: share) ? random.pick([-.infinity, -1e4]) : mild
-            case .mixed: random.pick([0, -0.0, -1e-3, -1, -20, -1e4, -.infinity, mild])
-            case .weakest: -20
-            }
-        }
+        logDecay = decays.draw(count, using: &random)
     }
 
     /// Tokens without a key, whose decay is 1 where it is a token's.

@@ -60,6 +60,11 @@ struct TokenGrid {
         return array
     }
 
+    /// An array to write to; NaN, so that an element that is not written shows.
+    func empty<Element: StorageValue>(of type: Element.Type = Element.self) -> [Element] {
+        Array(repeating: Element(Grid.filler), count: count)
+    }
+
     func dense<Element: StorageValue>(_ array: [Element]) -> [Float] {
         places.map { array[$0].float }
     }
@@ -83,5 +88,29 @@ extension TokenGrid {
         if random.once(in: 2) { gap = random.integer(1...19) }
         if random.once(in: 2) { offset = random.integer(1...17) }
         tail = 5
+    }
+}
+
+// MARK: - Parts of arrays, which may be missing, that a kernel writes to
+
+func withPart<Element: BitwiseCopyable>(
+    of array: inout [Element]?, _ grid: TokenGrid,
+    _ body: (UnsafeMutableBufferPointer<Element>?) throws(KernelError) -> Void
+) throws(KernelError) {
+    guard var elements = array.take() else { return try unsafe body(nil) }
+    defer { array = elements }
+    try unsafe elements.withUnsafeMutableBufferPointer { buffer throws(KernelError) in
+        try unsafe body(buffer.extracting(grid.range))
+    }
+}
+
+func withParts<Element: BitwiseCopyable>(
+    of x: inout [Element]?, _ xGrid: TokenGrid, _ y: inout [Element]?, _ yGrid: TokenGrid,
+    _ body: (
+        UnsafeMutableBufferPointer<Element>?, UnsafeMutableBufferPointer<Element>?
+    ) throws(KernelError) -> Void
+) throws(KernelError) {
+    try unsafe withPart(of: &x, xGrid) { x throws(KernelError) in
+        try unsafe withPart(of: &y, yGrid) { y throws(KernelError) in try unsafe body(x, y) }
     }
 }
