@@ -6,6 +6,7 @@
 #include "lmk_token_rows.h"
 #include "lmk_state_products.h"
 #include "lmk_token_decay.h"
+#include "prepare.h"
 #include "forward.h"
 #include "recurrent.h"
 #include "lmk_decay_gradient.h"
