@@ -1,6 +1,5 @@
 // Backward: the recurrence again, which keeps what each step corrected and states at the starts of
 // blocks, then chunks from last to first.
-#include "lmk_token_fetch.h"
 #include "problem.h"
 
 /// Bytes of what steps corrected, for the heads that a worker takes side by side.
@@ -48,70 +47,15 @@ static size_t error_floats(const backward_call *call) {
 
 static size_t lay_out(const backward_call *call, float *memory, backward_memory *m) {
     const lmk_delta_rule *const r = call->rule;
-    const size_t key_panels = panels_of(r->key_dim), value_panels = panels_of(r->value_dim),
-                 keys = PANEL * key_panels, values = PANEL * value_panels,
-                 state = transposed_floats(&call->view), heads = unit_heads(call),
+    const size_t state = transposed_floats(&call->view), heads = unit_heads(call),
                  block = CHUNK_TOKENS * call->block_chunks,
                  sums = call->group > 1 ? block * call->unit_keys : 0,
-                 general = r->is_generalized ? 1 : 0, spread = r->decay == LMK_DECAY_NONE ? 0 : keys;
+                 general = r->is_generalized ? 1 : 0;
     *m = (backward_memory){0};
     size_t floats = lmk_delta_memory_layout(r, r->value_dim, memory, &m->steps);
-    delta_chunk *const c = &m->chunk;
-    // Shared by all pairs, or by those of a reader or a writer.
-    linear_chunk p = {.panels = key_panels};
-    linear_gradient_chunk g = {.panels = value_panels};
-    float *reads[2], *befores[2], *writes[2], *pairs[DELTA_PAIRS], *dpairs, *dq[DELTA_PAIRS],
-        *dk[DELTA_PAIRS], *fetch;
-    const size_t fetches = key_panels * value_panels * (CHUNK_TOKENS / READ_ROWS_MIN);
+    floats += lmk_delta_chunk_layout(r, r->value_dim, 1, memory ? memory + floats : 0, &m->chunk);
     const matrix_part parts[] = {
-        {&c->q, keys},
-        {&c->k, keys},
-        {&c->a, general * keys},
-        {&c->b, general * keys},
-        {&c->v, general * values},
-        {&c->e, values},
-        {&c->u, values},
-        {&c->outputs, values},
-        {&c->du, values},
-        {&c->dz, values},
-        {&c->dv, values},
-        {&c->ddecay, keys},
-        {&c->rates, CHUNK_TOKENS},
-        {&c->dstate, state},
-        {&p.k_transposed, keys},
-        {&p.decay, lmk_max(spread, CHUNK_TOKENS)},
-        {&p.after, spread},
-        {&p.total, CHUNK_TOKENS * key_panels},
-        {&reads[0], spread},
-        {&reads[1], spread},
-        {&befores[0], spread},
-        {&befores[1], spread},
-        {&writes[0], spread},
-        {&writes[1], general * spread},
-        {&pairs[0], PANEL},
-        {&pairs[1], PANEL},
-        {&pairs[2], PANEL},
-        {&pairs[3], PANEL},
-        {&dpairs, PANEL},
-        {&dq[0], keys},
-        {&dq[1], keys},
-        {&dq[2], general * keys},
-        {&dq[3], general * keys},
-        {&dk[0], keys},
-        {&dk[1], keys},
-        {&dk[2], general * keys},
-        {&dk[3], general * keys},
-        {&g.values_transposed, values},
-        {&g.values_after, values},
-        {&g.outputs_before, values},
-        {&g.weights, PANEL},
-        {&g.products, PANEL},
-        {&g.read_dots, PANEL},
-        {&g.write_dots, PANEL},
-        {&g.carried, CHUNK_TOKENS * key_panels},
-        {&g.ddecay, keys},
-        {&fetch, lmk_round_up(sizeof(fetch_column) * fetches, 64) / sizeof(float)},
-        {&m->slices, SLICE_COLUMNS * r->key_dim * value_panels},
+        {&m->slices, SLICE_COLUMNS * r->key_dim * panels_of(r->value_dim)},
         {&m->errors, error_floats(call) * heads},
         {&m->checkpoints, state * call->blocks * heads},
         {&m->dstates, state * heads},
@@ -122,39 +66,12 @@ static size_t lay_out(const backward_call *call, float *memory, backward_memory 
         {&m->db, general * sums * r->key_dim},
     };
     floats += lmk_linear_lay_out(parts, sizeof parts / sizeof *parts, memory ? memory + floats : 0);
-    if (!memory) return lmk_round_up(floats, 32);
-    c->panels = value_panels;
-    g.dpairs = dpairs;
-    g.dstate = c->dstate;
-    p.no_fetch = (fetch_column *)(void *)fetch;
-    p.fetches = fetches;
-    for (size_t i = 0; i < fetches; i++) p.no_fetch[i] = (fetch_column){(const char *)c->q, 0};
-    const int has_decay = r->decay != LMK_DECAY_NONE;
-    for (int i = 0; i < DELTA_PAIRS; i++) {
-        const int of_steps = i == STEPS_OF_U || i == STEPS_OF_V,
-                  of_values = i == QUERIES_OF_V || i == STEPS_OF_V;
-        linear_chunk *const pair = c->pairs + i;
-        *pair = p;
-        pair->q = of_steps ? (r->is_generalized ? c->a : c->k) : c->q;
-        pair->k = of_values || !r->is_generalized ? c->k : c->b;
-        pair->read = has_decay ? reads[of_steps] : pair->q;
-        pair->write = has_decay ? writes[of_values] : pair->k;
-        pair->before = has_decay ? befores[of_steps] : 0;
-        pair->after = has_decay ? p.after : 0;
-        pair->pairs = pairs[i];
-        linear_gradient_chunk *const gradient = c->gradients + i;
-        *gradient = g;
-        gradient->values = of_values ? c->v : c->u;
-        gradient->outputs = of_steps ? c->dz : c->outputs;
-        gradient->dq = dq[i];
-        gradient->dk = dk[i];
-    }
     return lmk_round_up(floats, 32);
 }
 
 static backward_call plan_of(const lmk_delta_rule *r) {
-    backward_call call = {.rule = r, .group = r->heads / r->key_heads,
-                          .view = lmk_delta_rule_view(r)};
+    backward_call call = {
+        .rule = r, .group = r->heads / r->key_heads, .view = lmk_delta_rule_view(r)};
     const lmk_linear_attention *const view = &call.view;
     size_t longest = 0;
     for (size_t n = 0; n < sequences_of(view); n++) longest = lmk_max(longest, tokens_of(view, n));
@@ -171,8 +88,7 @@ static backward_call plan_of(const lmk_delta_rule *r) {
                  errors = sizeof(float) * (error_floats(&call) + 1) * call.group;
     call.unit_keys =
         lmk_max(1, lmk_min(UNIT_BYTES / (bytes * call.block_chunks), ERROR_BYTES / errors));
-    if (budget > 0)
-        call.unit_keys = lmk_min(call.unit_keys, lmk_max(1, budget / (states * bytes)));
+    if (budget > 0) call.unit_keys = lmk_min(call.unit_keys, lmk_max(1, budget / (states * bytes)));
     if (call.threads > 1)
         call.unit_keys = lmk_min(call.unit_keys, lmk_max(1, keys / (2 * (size_t)call.threads)));
     call.unit_keys = lmk_min(call.unit_keys, r->key_heads);
@@ -233,8 +149,8 @@ static shared_gradients shared_of(const backward_call *call, const backward_unit
                                   const backward_memory *m, size_t key) {
     const lmk_delta_rule *const r = call->rule;
     const lmk_delta_rule_gradients *const to = call->gradients;
-    const size_t head = u->key_head + key,
-                 block = CHUNK_TOKENS * call->block_chunks * key, keys = block * r->key_dim;
+    const size_t head = u->key_head + key, block = CHUNK_TOKENS * call->block_chunks * key,
+                 keys = block * r->key_dim;
     return (shared_gradients){
         .rows = {rows_out(call, u, to->k, to->k_strides, r->steps, head, r->key_dim),
                  rows_out(call, u, to->v, to->v_strides, r->steps, head, r->value_dim),
@@ -251,8 +167,8 @@ static delta_gradients gradients_of(const backward_call *call, const backward_un
     const lmk_delta_rule *const r = call->rule;
     const lmk_delta_rule_gradients *const to = call->gradients;
     const size_t head = head_index(call, u, i);
-    const token_rows_out output = rows_out(call, u, (void *)(uintptr_t)to->output,
-                                           to->output_strides, 1, head, r->value_dim);
+    const token_rows_out output =
+        rows_out(call, u, (void *)(uintptr_t)to->output, to->output_strides, 1, head, r->value_dim);
     shared_gradients shared = shared_of(call, u, m, i / call->group);
     for (size_t n = 0; call->group > 1 && n < 4; n++) {
         token_rows_out *const rows = shared.rows + n;
@@ -272,7 +188,8 @@ static delta_gradients gradients_of(const backward_call *call, const backward_un
         .log_decay_stride = to->log_decay_strides.token,
     };
     if (to->beta)
-        result.beta = to->beta + lmk_delta_rule_offset(r, to->beta_strides, r->steps, u->sequence, head);
+        result.beta =
+            to->beta + lmk_delta_rule_offset(r, to->beta_strides, r->steps, u->sequence, head);
     if (to->log_decay) {
         result.log_decay =
             to->log_decay + lmk_delta_rule_offset(r, to->log_decay_strides, 1, u->sequence, head);
@@ -330,8 +247,8 @@ static void retreat_block(const backward_call *call, const backward_unit *u,
     for (size_t i = 0; i < u->heads; i++) {
         const delta_head head = head_of(call, u, i);
         chunk.errors = m->errors + error_floats(call) * i;
-        float *const first = state_of(call, m, i, 0),
-                     *const checkpoint = checkpoint_of(call, m, i, block);
+        float *const first = state_of(call, m, i, 0), *const checkpoint =
+                                                          checkpoint_of(call, m, i, block);
         for (size_t n = 0; n < size; n++) first[n] = checkpoint[n];
         for (size_t n = 0; n + 1 < chunks; n++) {
             call->kernels->sweep(&head, &chunk, begin + CHUNK_TOKENS * n, CHUNK_TOKENS,
@@ -357,8 +274,7 @@ static void run_unit(void *context, size_t slot, unsigned worker) {
     const lmk_delta_rule_gradients *const to = call->gradients;
     const size_t units = lmk_divide_up(r->key_heads, call->unit_keys),
                  key_head = call->unit_keys * (slot % units), size = r->key_dim * r->value_dim,
-                 state = transposed_floats(&call->view),
-                 block = CHUNK_TOKENS * call->block_chunks;
+                 state = transposed_floats(&call->view), block = CHUNK_TOKENS * call->block_chunks;
     const backward_unit u = {
         .sequence = slot / units,
         .key_head = key_head,

@@ -20,11 +20,14 @@ typedef struct forward_unit {
     size_t sequence, tokens, head, heads, column, columns;
 } forward_unit;
 
-/// A worker's memory: steps, what is fetched, and for each head of a unit its state and what it is
-/// a multiple of.
+/// A worker's memory: steps, what is fetched, and for each head of a unit its state and what that
+/// is to be multiplied with.
 typedef struct worker_memory {
     delta_memory steps;
     float *fetch, *states, *scales;
+    /// Of the chunked form: a chunk, and another state.
+    delta_chunk chunk;
+    float *other_state;
 } worker_memory;
 
 static size_t slice_floats(const lmk_delta_rule *r, size_t columns) {
@@ -38,28 +41,35 @@ static size_t fetches_of(const forward_call *call) {
     return lmk_divide_up(steps, GROUP_STEPS) * panels_of(call->plan.group_columns);
 }
 
+static int is_chunked(const lmk_delta_rule *r) { return r->form == LMK_DELTA_RULE_CHUNKED; }
+
 static size_t worker_layout(const forward_call *call, float *memory, worker_memory *to) {
     const lmk_delta_rule *const r = call->rule;
     const size_t columns = lmk_min(call->plan.group_columns, r->value_dim),
-                 steps = lmk_delta_memory_layout(r, columns, memory, &to->steps);
+                 state = PANEL * panels_of(r->key_dim) * panels_of(columns),
+                 chunked = is_chunked(r) ? 1 : 0;
+    size_t steps = lmk_delta_memory_layout(r, columns, memory, &to->steps);
+    if (chunked)
+        steps += lmk_delta_chunk_layout(r, columns, 0, memory ? memory + steps : 0, &to->chunk);
     const matrix_part parts[] = {
         {&to->fetch, lmk_round_up(sizeof(fetch_column) * fetches_of(call), 64) / sizeof(float)},
-        {&to->states, call->plan.unit_heads * slice_floats(r, columns)},
+        {&to->states, call->plan.unit_heads * lmk_max(slice_floats(r, columns), chunked * state)},
         {&to->scales, call->plan.unit_heads},
+        {&to->other_state, chunked * state},
     };
-    return steps + lmk_linear_lay_out(parts, sizeof parts / sizeof *parts,
-                                      memory ? memory + steps : 0);
+    return steps +
+           lmk_linear_lay_out(parts, sizeof parts / sizeof *parts, memory ? memory + steps : 0);
 }
 
-/// Columns do not meet, and blocks change nothing but the order of work, so the plan is not a matter
-/// of results.
+/// Columns do not meet, and blocks change nothing but the order of work, so the plan is not a
+/// matter of results.
 static forward_call plan_of(const lmk_delta_rule *r) {
     lmk_linear_attention view = lmk_delta_rule_view(r);
     view.form = LMK_LINEAR_ATTENTION_RECURRENT;
     forward_call call = {.rule = r, .plan = lmk_linear_plan(&view)};
     if (is_serial(&view, r->tokens * r->steps)) call.plan.threads = 1;
-    const size_t token_bytes = call.plan.unit_heads * lmk_dtype_size(r->dtype) *
-                               (r->steps + 1) * (r->key_dim + r->value_dim);
+    const size_t token_bytes = call.plan.unit_heads * lmk_dtype_size(r->dtype) * (r->steps + 1) *
+                               (r->key_dim + r->value_dim);
     call.block_tokens =
         lmk_min(BLOCK_TOKENS, lmk_round_up(BLOCK_BYTES / token_bytes + 1, CHUNK_TOKENS));
     worker_memory memory;
@@ -98,8 +108,8 @@ static fetch_list fetches_from(const forward_call *call, const forward_unit *u, 
     const size_t tokens = lmk_min(call->block_tokens, u->tokens - begin), steps = r->steps,
                  size = lmk_dtype_size(r->dtype), group = r->heads / r->key_heads,
                  key_heads = lmk_divide_up(u->heads, group);
-    const delta_head head = lmk_delta_head(r, call->results, u->sequence, u->head, u->column,
-                                           u->columns);
+    const delta_head head =
+        lmk_delta_head(r, call->results, u->sequence, u->head, u->column, u->columns);
     const struct {
         const void *data;
         size_t size;
@@ -109,8 +119,8 @@ static fetch_list fetches_from(const forward_call *call, const forward_unit *u, 
         {head.rows.k.data, size, r->k_strides, steps, key_heads, r->key_dim},
         {call->results->o ? head.rows.q.data : 0, size, r->q_strides, 1, u->heads, r->key_dim},
         {head.rows.v.data, size, r->v_strides, steps, key_heads, u->columns},
-        {r->decay == LMK_DECAY_KEY ? head.rows.log_decay : 0, sizeof(float), r->log_decay_strides, 1,
-         u->heads, r->key_dim},
+        {r->decay == LMK_DECAY_KEY ? head.rows.log_decay : 0, sizeof(float), r->log_decay_strides,
+         1, u->heads, r->key_dim},
         {head.a.data, size, r->a_strides, 1, key_heads, r->key_dim},
         {head.b.data, size, r->b_strides, 1, key_heads, r->key_dim},
         {head.rows.o.data, size, call->results->o_strides, 1, u->heads, u->columns},
@@ -119,8 +129,9 @@ static fetch_list fetches_from(const forward_call *call, const forward_unit *u, 
         if (!tensors[i].data) continue;
         const char *const data = tensors[i].data;
         const size_t rows = tensors[i].rows, stride = tensors[i].strides.token;
-        lmk_fetch_add(&list, data + tensors[i].size * stride * rows * begin, tensors[i].size, stride,
-                      tensors[i].strides.head, rows * tokens, tensors[i].heads, tensors[i].width);
+        lmk_fetch_add(&list, data + tensors[i].size * stride * rows * begin, tensors[i].size,
+                      stride, tensors[i].strides.head, rows * tokens, tensors[i].heads,
+                      tensors[i].width);
     }
     return list;
 }
@@ -148,6 +159,15 @@ static void pass_on(const forward_call *call, const forward_unit *u) {
     }
 }
 
+/// States that are kept of the sequences before a unit's.
+static size_t kept_before(const forward_call *call, const forward_unit *u) {
+    const lmk_linear_attention view = lmk_delta_rule_view(call->rule);
+    size_t before = 0;
+    for (size_t n = 0; n < u->sequence; n++)
+        before += tokens_of(&view, n) / call->results->state_stride;
+    return before;
+}
+
 /// Where one pass reads and writes the whole state, it lies where it is.
 static void run_in_place(const forward_call *call, const forward_unit *u,
                          const worker_memory *memory) {
@@ -169,16 +189,12 @@ static void run_blocks(const forward_call *call, const forward_unit *u,
     const lmk_delta_rule *const r = call->rule;
     const lmk_delta_rule_results *const results = call->results;
     const size_t size = r->key_dim * r->value_dim, state_floats = slice_floats(r, u->columns);
-    size_t before = 0;
-    if (results->states) {
-        const lmk_linear_attention view = lmk_delta_rule_view(r);
-        for (size_t n = 0; n < u->sequence; n++)
-            before += tokens_of(&view, n) / results->state_stride;
-    }
+    const size_t before = results->states ? kept_before(call, u) : 0;
     for (size_t i = 0; i < u->heads; i++) {
         const delta_head head = head_of(call, u, i);
         memory->scales[i] = 1;
-        call->kernels->import_state(&head, r->initial_state ? r->initial_state + state_at(r, u, i) : 0,
+        call->kernels->import_state(&head,
+                                    r->initial_state ? r->initial_state + state_at(r, u, i) : 0,
                                     r->value_dim, memory->states + state_floats * i);
     }
     fetch_column *const columns = (fetch_column *)(void *)memory->fetch;
@@ -197,8 +213,7 @@ static void run_blocks(const forward_call *call, const forward_unit *u,
                 .row_stride = r->value_dim,
             };
             float *const state = memory->states + state_floats * i;
-            const state_place place = {state, state, SLICE_COLUMNS,
-                                       SLICE_COLUMNS * r->key_dim};
+            const state_place place = {state, state, SLICE_COLUMNS, SLICE_COLUMNS * r->key_dim};
             lmk_fetch_next(&list, share, columns);
             call->kernels->advance(&head, &memory->steps, r->steps * begin, r->steps * end,
                                    end == u->tokens, &place, memory->scales + i,
@@ -212,6 +227,45 @@ static void run_blocks(const forward_call *call, const forward_unit *u,
     }
 }
 
+/// A head after the other, in chunks. Where a state is kept inside one, a copy of it goes the rest
+/// of the way, so that no result depends on the stride.
+static void run_chunks(const forward_call *call, const forward_unit *u,
+                       const worker_memory *memory) {
+    const lmk_delta_rule *const r = call->rule;
+    const lmk_delta_rule_results *const results = call->results;
+    const delta_rule_kernels *const kernels = call->kernels;
+    const size_t size = r->key_dim * r->value_dim, steps = r->steps * u->tokens,
+                 floats = PANEL * panels_of(r->key_dim) * panels_of(u->columns);
+    const size_t before = results->states ? kept_before(call, u) : 0;
+    float *const state = memory->states;
+    for (size_t i = 0; i < u->heads; i++) {
+        const delta_head head = head_of(call, u, i);
+        delta_head writer = head;
+        writer.rows.o.data = 0;
+        kernels->import_panels(r->initial_state ? r->initial_state + state_at(r, u, i) : 0,
+                               r->value_dim, r->key_dim, u->columns, state);
+        size_t kept = 0;
+        for (size_t step = 0; step < steps; step += CHUNK_TOKENS) {
+            const size_t end = lmk_min(step + CHUNK_TOKENS, steps);
+            for (; results->states; kept++) {
+                const size_t stop = r->steps * results->state_stride * (kept + 1);
+                if (stop > end) break;
+                for (size_t n = 0; n < floats; n++) memory->other_state[n] = state[n];
+                kernels->advance_chunk(&writer, &memory->chunk, step, stop - step,
+                                       memory->other_state);
+                kernels->export_panels(memory->other_state, r->value_dim, r->key_dim, u->columns,
+                                       results->states +
+                                           size * (r->heads * (before + kept) + u->head + i) +
+                                           u->column);
+            }
+            kernels->advance_chunk(&head, &memory->chunk, step, end - step, state);
+        }
+        if (!results->final_state) continue;
+        kernels->export_panels(state, r->value_dim, r->key_dim, u->columns,
+                               results->final_state + state_at(r, u, i));
+    }
+}
+
 static void run_unit(void *context, size_t slot, unsigned worker) {
     const forward_call *const call = context;
     const lmk_delta_rule *const r = call->rule;
@@ -222,6 +276,7 @@ static void run_unit(void *context, size_t slot, unsigned worker) {
                             !call->results->states && r->value_dim % CHUNK_TOKENS == 0 &&
                             r->steps * u.tokens <= GROUP_STEPS;
     if (u.tokens == 0) pass_on(call, &u);
+    else if (is_chunked(r)) run_chunks(call, &u, &memory);
     else if (is_one_pass) run_in_place(call, &u, &memory);
     else run_blocks(call, &u, &memory);
 }

@@ -149,8 +149,7 @@ delta_head lmk_delta_head(const lmk_delta_rule *r, const lmk_delta_rule_results 
         result.rows.o = (token_rows_out){(void *)(uintptr_t)o.data, o.stride, o.dtype, o.width};
     }
     if (r->beta) {
-        result.beta =
-            r->beta + lmk_delta_rule_offset(r, r->beta_strides, steps, sequence, head);
+        result.beta = r->beta + lmk_delta_rule_offset(r, r->beta_strides, steps, sequence, head);
         result.beta_stride = r->beta_strides.token;
     }
     if (r->decay != LMK_DECAY_NONE && r->log_decay) {
@@ -198,5 +197,95 @@ size_t lmk_delta_memory_layout(const lmk_delta_rule *r, size_t columns, float *m
     const size_t floats = lmk_linear_lay_out(parts, sizeof parts / sizeof *parts, memory);
     for (size_t i = 0; memory && i < zero_floats; i++) zeros[i] = 0;
     x->zeros = y->zeros = zeros;
+    return floats;
+}
+
+size_t lmk_delta_chunk_layout(const lmk_delta_rule *r, size_t columns, int is_backward,
+                              float *memory, delta_chunk *c) {
+    const size_t key_panels = panels_of(r->key_dim), value_panels = panels_of(columns),
+                 keys = PANEL * key_panels, values = PANEL * value_panels,
+                 state = PANEL * key_panels * value_panels, general = r->is_generalized ? 1 : 0,
+                 backward = is_backward ? 1 : 0, spread = r->decay == LMK_DECAY_NONE ? 0 : keys,
+                 fetches = key_panels * value_panels * (CHUNK_TOKENS / READ_ROWS_MIN);
+    *c = (delta_chunk){.panels = value_panels};
+    // Shared by all pairs, or by those of a reader or a writer.
+    linear_chunk p = {.panels = key_panels, .fetches = fetches};
+    linear_gradient_chunk g = {.panels = value_panels};
+    float *reads[2], *befores[2], *writes[2], *pairs[DELTA_PAIRS], *dq[DELTA_PAIRS],
+        *dk[DELTA_PAIRS], *fetch;
+    const matrix_part parts[] = {
+        {&c->q, keys},
+        {&c->k, keys},
+        {&c->a, general * keys},
+        {&c->b, general * keys},
+        {&c->v, values},
+        {&c->e, values},
+        {&c->u, values},
+        {&c->outputs, values},
+        {&c->rates, CHUNK_TOKENS},
+        {&p.k_transposed, keys},
+        {&p.decay, lmk_max(spread, CHUNK_TOKENS)},
+        {&p.total, CHUNK_TOKENS * key_panels},
+        {&reads[0], spread},
+        {&reads[1], spread},
+        {&writes[0], spread},
+        {&writes[1], general * spread},
+        {&pairs[0], PANEL},
+        {&pairs[1], PANEL},
+        {&pairs[2], PANEL},
+        {&pairs[3], PANEL},
+        {&fetch, lmk_round_up(sizeof(fetch_column) * fetches, 64) / sizeof(float)},
+        {&p.after, backward * spread},
+        {&befores[0], backward * spread},
+        {&befores[1], backward * spread},
+        {&c->du, backward * values},
+        {&c->dz, backward * values},
+        {&c->dv, backward * values},
+        {&c->ddecay, backward * keys},
+        {&c->dstate, backward * state},
+        {&dq[0], backward * keys},
+        {&dq[1], backward * keys},
+        {&dq[2], backward * general * keys},
+        {&dq[3], backward * general * keys},
+        {&dk[0], backward * keys},
+        {&dk[1], backward * keys},
+        {&dk[2], backward * general * keys},
+        {&dk[3], backward * general * keys},
+        {&g.values_transposed, backward * values},
+        {&g.values_after, backward * values},
+        {&g.outputs_before, backward * values},
+        {&g.dpairs, PANEL},
+        {&g.weights, PANEL},
+        {&g.products, PANEL},
+        {&g.read_dots, PANEL},
+        {&g.write_dots, PANEL},
+        {&g.carried, CHUNK_TOKENS * key_panels},
+        {&g.ddecay, backward * keys},
+    };
+    const size_t floats = lmk_linear_lay_out(parts, sizeof parts / sizeof *parts, memory);
+    if (!memory) return floats;
+    g.dstate = c->dstate;
+    p.no_fetch = (fetch_column *)(void *)fetch;
+    for (size_t i = 0; i < fetches; i++) p.no_fetch[i] = (fetch_column){(const char *)c->q, 0};
+    const int has_decay = r->decay != LMK_DECAY_NONE;
+    for (int i = 0; i < DELTA_PAIRS; i++) {
+        const int of_steps = i == STEPS_OF_U || i == STEPS_OF_V,
+                  of_values = i == QUERIES_OF_V || i == STEPS_OF_V;
+        linear_chunk *const pair = c->pairs + i;
+        *pair = p;
+        pair->q = of_steps ? (r->is_generalized ? c->a : c->k) : c->q;
+        pair->k = of_values || !r->is_generalized ? c->k : c->b;
+        pair->read = has_decay ? reads[of_steps] : pair->q;
+        pair->write = has_decay ? writes[of_values] : pair->k;
+        pair->before = has_decay && is_backward ? befores[of_steps] : 0;
+        pair->after = has_decay && is_backward ? p.after : 0;
+        pair->pairs = pairs[i];
+        linear_gradient_chunk *const gradient = c->gradients + i;
+        *gradient = g;
+        gradient->values = of_values ? c->v : c->u;
+        gradient->outputs = of_steps ? c->dz : c->outputs;
+        gradient->dq = dq[i];
+        gradient->dk = dk[i];
+    }
     return floats;
 }

@@ -32,4 +32,8 @@ delta_head lmk_delta_head(const lmk_delta_rule *rule, const lmk_delta_rule_resul
 size_t lmk_delta_memory_layout(const lmk_delta_rule *rule, size_t columns, float *memory,
                                delta_memory *to);
 
+/// The same for the matrices of a chunk, with those of backward or without.
+size_t lmk_delta_chunk_layout(const lmk_delta_rule *rule, size_t columns, int is_backward,
+                              float *memory, delta_chunk *to);
+
 #endif

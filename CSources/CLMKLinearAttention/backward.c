@@ -176,18 +176,18 @@ static void import_start(const backward_call *call, const backward_unit *u, size
         copy(to, piece_state(call, before), transposed_floats(a));
         return;
     }
-    lmk_linear_import_transposed(a,
-                      a->initial_state ? a->initial_state + a->key_dim * a->value_dim * index : 0,
-                      a->initial_normalizer ? a->initial_normalizer + a->key_dim * index : 0, to);
+    lmk_linear_import_transposed(
+        a, a->initial_state ? a->initial_state + a->key_dim * a->value_dim * index : 0,
+        a->initial_normalizer ? a->initial_normalizer + a->key_dim * index : 0, to);
 }
 
 /// The gradient of the final state.
 static void import_final(const backward_call *call, size_t index, float *to) {
     const lmk_linear_attention *const a = call->attention;
     const lmk_linear_attention_gradients *const from = call->gradients;
-    lmk_linear_import_transposed(a,
-                      from->final_state ? from->final_state + a->key_dim * a->value_dim * index : 0,
-                      from->final_normalizer ? from->final_normalizer + a->key_dim * index : 0, to);
+    lmk_linear_import_transposed(
+        a, from->final_state ? from->final_state + a->key_dim * a->value_dim * index : 0,
+        from->final_normalizer ? from->final_normalizer + a->key_dim * index : 0, to);
 }
 
 /// The gradient of the state after a unit's tokens.
@@ -264,10 +264,10 @@ static void run_causal(const backward_call *call, const backward_unit *u,
     }
     for (size_t r = 0; u->segment.is_first && r < u->heads; r++) {
         const size_t index = state_index(call, u, r);
-        lmk_linear_export_transposed(a, m->dstates + size * r,
-                          to->initial_state ? to->initial_state + a->key_dim * a->value_dim * index
-                                            : 0,
-                          to->initial_normalizer ? to->initial_normalizer + a->key_dim * index : 0);
+        lmk_linear_export_transposed(
+            a, m->dstates + size * r,
+            to->initial_state ? to->initial_state + a->key_dim * a->value_dim * index : 0,
+            to->initial_normalizer ? to->initial_normalizer + a->key_dim * index : 0);
     }
 }
 

@@ -9,78 +9,15 @@
 //
 // where dU is what the outputs and the state at the end add, and M_ij = <r_i, w_j> E_ij.
 
-/// Rows of tokens at the steps that end them, zero at others, from rows one after the other.
-static void spread_rows(const delta_head *head, size_t begin, size_t count, size_t panels, float *x) {
-    if (head->steps == 1) return;
-    const size_t token = token_of(head, begin);
-    for (size_t i = CHUNK_TOKENS; i-- > 0;) {
-        const int is_there = i < count && ends_token(head, begin + i);
-        const float *const from = x + LMK_LANES * (is_there ? token_of(head, begin + i) - token : 0);
-        for (size_t p = 0; p < panels; p++) {
-            store(x + PANEL * p + LMK_LANES * i, is_there ? load(from + PANEL * p) : splat(0));
-        }
-    }
-}
-
-/// And back.
-static void gather_rows(const delta_head *head, size_t begin, size_t count, size_t panels, float *x) {
-    if (head->steps == 1) return;
-    const size_t token = token_of(head, begin);
-    for (size_t i = 0; i < count; i++) {
-        if (!ends_token(head, begin + i)) continue;
-        float *const to = x + LMK_LANES * (token_of(head, begin + i) - token);
-        for (size_t p = 0; p < panels; p++)
-            store(to + PANEL * p, load(x + PANEL * p + LMK_LANES * i));
-    }
-}
-
-static int reads_before_decay(const delta_head *head, delta_pair pair) {
-    return head->a.data && (pair == STEPS_OF_U || pair == STEPS_OF_V);
-}
-
-/// w and its decays to the chunk's end, and what they take the state to there.
+/// w and u = beta e; v in the generalised form.
 static void prepare_writes(const delta_head *head, const delta_chunk *c, size_t begin,
                            size_t count) {
-    const linear_head *const rows = &head->rows;
-    const linear_chunk *const steps = c->pairs + STEPS_OF_U;
-    const size_t panels = steps->panels;
-    float factors[CHUNK_TOKENS], rates[CHUNK_TOKENS];
-    if (rows->has_unit_length) row_factors(&rows->k, begin, count, rows, 1, factors);
-    load_panels(&rows->k, begin, count, CHUNK_TOKENS, rows->has_unit_length ? factors : 0, c->k);
-    if (head->a.data) load_panels(&head->b, begin, count, CHUNK_TOKENS, 0, c->b);
-    // u = beta e
-    load_rates(head, begin, count, rates);
-    store(c->rates, load(rates));
-    const token_rows errors = {c->errors, rows->v.width, LMK_FLOAT32, rows->v.width};
+    const token_rows *const v = &head->rows.v,
+                            errors = {c->errors, v->width, LMK_FLOAT32, v->width};
+    load_writes(head, c, begin, count);
     load_panels(&errors, begin - c->first_step, count, CHUNK_TOKENS, 0, c->e);
-    scale_rows(c->e, rates, panels_of(rows->v.width), c->u);
-    if (head->a.data) load_panels(&rows->v, begin, count, CHUNK_TOKENS, 0, c->v);
-    if (rows->decay == LMK_DECAY_KEY) {
-        load_step_key_decays(head, begin, count, panels, steps->decay);
-    } else if (rows->decay != LMK_DECAY_NONE) {
-        float decays[CHUNK_TOKENS];
-        load_step_decays(head, begin, count, decays);
-        for (size_t i = count; i < CHUNK_TOKENS; i++) decays[i] = 1;
-        store(steps->decay, load(decays));
-    }
-}
-
-/// One reader's products with one writer, and its decays.
-static void prepare_pair(const delta_head *head, const linear_chunk *c, int has_bonus,
-                         int is_strict) {
-    transpose_panels(c->k, c->panels, c->k_transposed);
-    if (head->rows.decay == LMK_DECAY_KEY) {
-        multiply_key_pairs(c, has_bonus);
-        spread_key_decays(c, has_bonus, 1);
-    } else {
-        multiply_pairs(c->q, c->k_transposed, c->panels, c->pairs);
-        if (head->rows.decay != LMK_DECAY_NONE) {
-            decay_pairs(c->decay, has_bonus, c->pairs);
-            spread_token_decays(c, has_bonus, 1);
-        }
-    }
-    // A step does not read what it writes.
-    for (size_t i = 0; is_strict && i < CHUNK_TOKENS; i++) c->pairs[(LMK_LANES + 1) * i] = 0;
+    scale_rows(c->e, c->rates, c->panels, c->u);
+    if (head->a.data) load_panels(v, begin, count, CHUNK_TOKENS, 0, c->v);
 }
 
 /// The state after a chunk from the one before it, both transposed.
@@ -123,7 +60,8 @@ static void read_end(const delta_chunk *c, const linear_chunk *queries, float *t
 
 /// du, dz, and in the generalised form dv, of which du and dv begin as dU.
 static void substitute_back(const delta_head *head, const delta_chunk *c) {
-    const float *const met = c->pairs[STEPS_OF_U].pairs, *const met_values = c->pairs[STEPS_OF_V].pairs;
+    const float *const met = c->pairs[STEPS_OF_U].pairs, *const met_values =
+                                                             c->pairs[STEPS_OF_V].pairs;
     const int is_generalized = head->a.data != 0;
     for (size_t p = 0; p < c->panels; p++) {
         float *const du = c->du + PANEL * p, *const dz = c->dz + PANEL * p,
@@ -185,7 +123,8 @@ static void pair_gradients(const delta_head *head, const delta_chunk *c, delta_p
     for (size_t i = 0; is_strict && i < CHUNK_TOKENS; i++) g->dpairs[(LMK_LANES + 1) * i] = 0;
     linear_gradient_chunk none = *g;
     none.panels = 0;
-    const linear_gradient_chunk *const reads = state ? g : &none, *const writes = dstate ? g : &none;
+    const linear_gradient_chunk *const reads = state ? g : &none, *const writes =
+                                                                      dstate ? g : &none;
     if (decay == LMK_DECAY_KEY) {
         read_keys(p, reads, g->outputs, state, 0, 0, MEET_NONE, p->pairs, p->k, g->dq);
         read_keys(p, writes, g->values, dstate, 0, 0, MEET_NONE, p->pairs, p->k, g->dk);
@@ -211,8 +150,8 @@ static void pair_gradients(const delta_head *head, const delta_chunk *c, delta_p
         decay_pairs(p->decay, has_bonus, g->weights);
     }
     for (size_t i = 0; is_strict && i < CHUNK_TOKENS; i++) g->weights[(LMK_LANES + 1) * i] = 0;
-    read_keys(p, reads, outputs, state, p->q, has_decay ? g->read_dots : 0, MEET_EARLIER, g->weights,
-              p->k, g->dq);
+    read_keys(p, reads, outputs, state, p->q, has_decay ? g->read_dots : 0, MEET_EARLIER,
+              g->weights, p->k, g->dq);
     read_keys(p, writes, values, dstate, p->k, has_decay ? g->write_dots : 0, MEET_LATER,
               g->weights, p->q, g->dk);
     if (!has_decay || !wants_decay) return;
@@ -227,7 +166,8 @@ static void pair_gradients(const delta_head *head, const delta_chunk *c, delta_p
 }
 
 static void add_rows(const float *x, size_t panels, float *to) {
-    for (size_t i = 0; i < PANEL * panels; i += LMK_LANES) store(to + i, load(to + i) + load(x + i));
+    for (size_t i = 0; i < PANEL * panels; i += LMK_LANES)
+        store(to + i, load(to + i) + load(x + i));
 }
 
 /// Those of the steps that begin a token.
@@ -259,17 +199,10 @@ static void retreat(const delta_head *head, const delta_gradients *to, const del
     const size_t keys = pairs->panels, token = token_of(head, begin),
                  tokens = token_of(head, begin + count) - token;
     prepare_writes(head, c, begin, count);
-    float factors[CHUNK_TOKENS];
-    row_factors(&rows->q, token, tokens, rows, rows->scale, factors);
-    load_panels(&rows->q, token, tokens, CHUNK_TOKENS, factors, c->q);
-    spread_rows(head, begin, count, keys, c->q);
+    load_reads(head, c, begin, count);
     load_panels(&to->output, token, tokens, CHUNK_TOKENS, 0, c->outputs);
     spread_rows(head, begin, count, c->panels, c->outputs);
-    if (is_generalized) load_panels(&head->a, begin, count, CHUNK_TOKENS, 0, c->a);
-    for (int pair = QUERIES_OF_U; pair <= (is_generalized ? STEPS_OF_V : STEPS_OF_U); pair++) {
-        const int is_of_steps = pair == STEPS_OF_U || pair == STEPS_OF_V;
-        prepare_pair(head, pairs + pair, reads_before_decay(head, (delta_pair)pair), is_of_steps);
-    }
+    prepare_pairs(head, c, 1);
     // The state at the chunk's end.
     const linear_gradient_chunk transposed = {.panels = c->panels, .dstate = c->dstate};
     transpose_state(pairs, &transposed, dstate);
@@ -284,7 +217,8 @@ static void retreat(const delta_head *head, const delta_gradients *to, const del
     pair_gradients(head, c, QUERIES_OF_U, state, dstate, wants_decay, of_tokens);
     pair_gradients(head, c, STEPS_OF_U, state, 0, wants_decay, of_tokens);
     add_rows(g[STEPS_OF_U].dk, keys, g[QUERIES_OF_U].dk);
-    float *const dq = g[QUERIES_OF_U].dq, *const dk = g[is_generalized ? QUERIES_OF_V : QUERIES_OF_U].dk;
+    float *const dq = g[QUERIES_OF_U].dq, *const dk =
+                                              g[is_generalized ? QUERIES_OF_V : QUERIES_OF_U].dk;
     if (is_generalized) {
         pair_gradients(head, c, QUERIES_OF_V, 0, dstate, wants_decay, of_tokens);
         pair_gradients(head, c, STEPS_OF_V, 0, 0, wants_decay, of_tokens);
@@ -317,8 +251,7 @@ static void retreat(const delta_head *head, const delta_gradients *to, const del
 }
 
 /// A state in slices, times its scale, to transposed panels.
-static void transpose_slices(const delta_head *head, const float *state, float scale,
-                             float *to) {
+static void transpose_slices(const delta_head *head, const float *state, float scale, float *to) {
     const size_t rows = head->rows.k.width, keys = panels_of(rows),
                  values = panels_of(head->rows.v.width), vectors = SWEEP_VECTORS;
     for (size_t v = 0; v < values; v++) {

@@ -11,10 +11,13 @@
 #include "recurrent.h"
 #include "lmk_decay_gradient.h"
 #include "lmk_state_gradients.h"
+#include "chunk.h"
 #include "backward.h"
 
 #define DELTA_RULE_KERNELS                                                                         \
     {                                                                                              \
         .import_state = import_state, .export_state = export_state, .advance = advance,            \
-        .transpose = transpose_slices, .sweep = sweep_chunk, .retreat = retreat,                   \
+        .import_panels = import_panels, .export_panels = export_panels,                            \
+        .advance_chunk = advance_chunk, .transpose = transpose_slices, .sweep = sweep_chunk,       \
+        .retreat = retreat,                                                                        \
     }

@@ -107,9 +107,9 @@ static state_sweep sweep_of(const delta_head *head, const step_group *g, const s
 
 /// The state after the first step of a group, or after the group, from the one before or after its
 /// pass.
-static void keep_state(const delta_head *head, const step_group *g, column_slice slice, int is_first,
-                       const float *state, size_t state_stride, const group_writes *writes,
-                       float *to, size_t stride) {
+static void keep_state(const delta_head *head, const step_group *g, column_slice slice,
+                       int is_first, const float *state, size_t state_stride,
+                       const group_writes *writes, float *to, size_t stride) {
     for (size_t d = 0; d < head->rows.k.width; d++) {
         const size_t row = PANEL * (d / LMK_LANES) + d % LMK_LANES;
         for (size_t j = 0; j < slice.vectors; j++) {
@@ -127,9 +127,9 @@ static void keep_state(const delta_head *head, const step_group *g, column_slice
     }
 }
 
-static void keep_states(const delta_head *head, const step_group *g, column_slice slice, int is_first,
-                        const float *state, size_t state_stride, const group_writes *writes,
-                        const kept_states *kept) {
+static void keep_states(const delta_head *head, const step_group *g, column_slice slice,
+                        int is_first, const float *state, size_t state_stride,
+                        const group_writes *writes, const kept_states *kept) {
     const size_t step = g->step + (is_first ? 1 : g->count);
     if (step % head->steps != 0 || (is_first && g->count < 2)) return;
     const size_t tokens = step / head->steps;
@@ -230,8 +230,9 @@ static void advance(const delta_head *head, const delta_memory *m, size_t begin,
                 for (size_t s = i; s < last; s++) {
                     const column_slice slice = slice_of(head, s);
                     const float *const from = place->from + place->slice_step * s;
-                    float *const to = place->to + place->slice_step * s,
-                                 *const carry = m->carry + CARRY_FLOATS * s;
+                    float *const to = place->to + place->slice_step * s, *const carry =
+                                                                             m->carry +
+                                                                             CARRY_FLOATS * s;
                     if (fetches > 0) fetch_lines(fetch++), fetches--;
                     solve_group(head, g, slice, carry, errors, &writes);
                     if (kept) keep_states(head, g, slice, 1, from, place->stride, &writes, kept);

@@ -54,13 +54,13 @@ typedef struct state_sweep {
         for (size_t left = s->rows; left > 0;) {                                                   \
             const size_t count = left < LMK_LANES ? left : LMK_LANES;                              \
             _Pragma("clang loop unroll_count(4)") for (size_t d = 0; d < count; d++) {             \
-                /* Before anything is stored: the compiler would load them for each vector. */         \
+                /* Before anything is stored: the compiler would load them for each vector. */     \
                 const f32x16 a0 = splat(w0[d]), a1 = splat(w1[d]);                                 \
                 const f32x16 b0 = splat((SECOND) ? x0[d] : 0), b1 = splat((SECOND) ? x1[d] : 0);   \
-                const f32x16 c0 = splat((READS) & READ_STEPS ? r0[d] : 0),                         \
-                             c1 = splat((READS) & READ_STEPS ? r1[d] : 0),                         \
-                             d0 = splat((READS) & READ_FIRST ? q0[d] : 0),                         \
-                             d1 = splat((READS) & READ_LAST ? q1[d] : 0),                          \
+                const f32x16 c0 = splat((READS)&READ_STEPS ? r0[d] : 0),                           \
+                             c1 = splat((READS)&READ_STEPS ? r1[d] : 0),                           \
+                             d0 = splat((READS)&READ_FIRST ? q0[d] : 0),                           \
+                             d1 = splat((READS)&READ_LAST ? q1[d] : 0),                            \
                              row = splat((FOLDING) == FOLD_ROWS ? fold_rows[d] : 0);               \
                 FOR_SWEEP(VECTORS) {                                                               \
                     f32x16 x = load(from + LMK_LANES * j);                                         \
@@ -71,12 +71,12 @@ typedef struct state_sweep {
                     x = u1[j] * a1 + x;                                                            \
                     if (SECOND) x = v1[j] * b1 + x;                                                \
                     store(to + LMK_LANES * j, x);                                                  \
-                    if ((READS) & READ_STEPS) {                                                    \
+                    if ((READS)&READ_STEPS) {                                                      \
                         z0[j] = x * c0 + z0[j];                                                    \
                         z1[j] = x * c1 + z1[j];                                                    \
                     }                                                                              \
-                    if ((READS) & READ_FIRST) y0[j] = x * d0 + y0[j];                              \
-                    if ((READS) & READ_LAST) y1[j] = x * d1 + y1[j];                               \
+                    if ((READS)&READ_FIRST) y0[j] = x * d0 + y0[j];                                \
+                    if ((READS)&READ_LAST) y1[j] = x * d1 + y1[j];                                 \
                 }                                                                                  \
                 from += stride;                                                                    \
                 to += stride;                                                                      \
@@ -84,19 +84,19 @@ typedef struct state_sweep {
             left -= count;                                                                         \
             w0 += PANEL, w1 += PANEL;                                                              \
             if (SECOND) x0 += PANEL, x1 += PANEL;                                                  \
-            if ((READS) & READ_STEPS) r0 += PANEL, r1 += PANEL;                                    \
-            if ((READS) & READ_FIRST) q0 += PANEL;                                                 \
-            if ((READS) & READ_LAST) q1 += PANEL;                                                  \
+            if ((READS)&READ_STEPS) r0 += PANEL, r1 += PANEL;                                      \
+            if ((READS)&READ_FIRST) q0 += PANEL;                                                   \
+            if ((READS)&READ_LAST) q1 += PANEL;                                                    \
             if ((FOLDING) == FOLD_ROWS) fold_rows += PANEL;                                        \
         }                                                                                          \
         float *const carry = s->carry;                                                             \
         FOR_SWEEP(VECTORS) {                                                                       \
-            if ((READS) & READ_STEPS) {                                                            \
+            if ((READS)&READ_STEPS) {                                                              \
                 store(carry + LMK_LANES * j, z0[j]);                                               \
                 store(carry + SLICE_COLUMNS + LMK_LANES * j, z1[j]);                               \
             }                                                                                      \
-            if ((READS) & READ_FIRST) store(carry + 2 * SLICE_COLUMNS + LMK_LANES * j, y0[j]);     \
-            if ((READS) & READ_LAST) store(carry + 3 * SLICE_COLUMNS + LMK_LANES * j, y1[j]);      \
+            if ((READS)&READ_FIRST) store(carry + 2 * SLICE_COLUMNS + LMK_LANES * j, y0[j]);       \
+            if ((READS)&READ_LAST) store(carry + 3 * SLICE_COLUMNS + LMK_LANES * j, y1[j]);        \
         }                                                                                          \
     }
 
@@ -108,7 +108,8 @@ typedef struct state_sweep {
     DEFINE_SWEEP(NAME##_5, VECTORS, FOLDING, SECOND, READ_STEPS | READ_LAST)                       \
     DEFINE_SWEEP(NAME##_7, VECTORS, FOLDING, SECOND, READ_STEPS | READ_FIRST | READ_LAST)
 
-#define SWEEPS_OF(NAME) {NAME##_0, NAME##_1, 0, NAME##_3, 0, NAME##_5, 0, NAME##_7}
+#define SWEEPS_OF(NAME)                                                                            \
+    { NAME##_0, NAME##_1, 0, NAME##_3, 0, NAME##_5, 0, NAME##_7 }
 
 DEFINE_SWEEPS(sweep_1, 1, FOLD_NONE, 0)
 DEFINE_SWEEPS(sweep_fold_1, 1, FOLD_NUMBER, 0)

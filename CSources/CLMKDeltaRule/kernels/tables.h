@@ -125,12 +125,19 @@ typedef struct delta_rule_kernels {
     void (*import_state)(const delta_head *head, const float *from, size_t stride, float *state);
     void (*export_state)(const delta_head *head, const float *state, float *to, size_t stride);
     /// Takes steps begin ..< end of the sequence into the state, `begin` being a multiple of
-    /// BLOCK_STEPS; writes o where there is one, and e = v - z of each step where there are `errors`
-    /// [steps, width]. The state is `scale` times what is stored, and what is stored after the last
-    /// step of a sequence. Each pass fetches a column while there are some.
+    /// BLOCK_STEPS; writes o where there is one, and e = v - z of each step where there are
+    /// `errors` [steps, width]. The state is `scale` times what is stored, and what is stored after
+    /// the last step of a sequence. Each pass fetches a column while there are some.
     void (*advance)(const delta_head *head, const delta_memory *memory, size_t begin, size_t end,
                     int is_last, const state_place *place, float *scale, const kept_states *kept,
                     float *errors, const fetch_column *fetch, size_t fetches);
+    /// The same between a state and panels, and a chunk of steps on those.
+    void (*import_panels)(const float *from, size_t stride, size_t rows, size_t columns,
+                          float *state);
+    void (*export_panels)(const float *state, size_t stride, size_t rows, size_t columns,
+                          float *to);
+    void (*advance_chunk)(const delta_head *head, const delta_chunk *chunk, size_t begin,
+                          size_t count, float *state);
     /// From slices, times `scale`, to transposed panels.
     void (*transpose)(const delta_head *head, const float *state, float scale, float *to);
     /// Transposed states: the one after steps begin ..< begin + count, at most 16, from the one

@@ -1,5 +1,5 @@
-// What backward passes over states share: reads of transposed states, whose rows are values and whose
-// columns are keys, and gradients on their way out. Included inside a region.
+// What backward passes over states share: reads of transposed states, whose rows are values and
+// whose columns are keys, and gradients on their way out. Included inside a region.
 
 static void clear(float *x, size_t count) {
     for (size_t i = 0; i < count; i += LMK_LANES) store(x + i, splat(0));

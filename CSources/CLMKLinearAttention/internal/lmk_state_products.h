@@ -238,3 +238,26 @@ static void multiply_pairs(const float *x, const float *y_transposed, size_t pan
         FOR_ROWS(PAIR_ROWS) store(pairs + LMK_LANES * (row + (size_t)i), sum[i]);
     }
 }
+
+/// Between a state, [rows, columns] at `stride`, or zero where null, and panels.
+static void import_panels(const float *from, size_t stride, size_t rows, size_t columns,
+                          float *state) {
+    const size_t padded = LMK_LANES * panels_of(rows);
+    for (size_t column = 0; column < columns; column += LMK_LANES) {
+        for (size_t row = 0; row < padded; row++, state += LMK_LANES) {
+            const int is_there = from && row < rows;
+            store(state, is_there ? load_row(from + stride * row, LMK_FLOAT32, column, columns)
+                                  : splat(0));
+        }
+    }
+}
+
+static void export_panels(const float *state, size_t stride, size_t rows, size_t columns,
+                          float *to) {
+    const size_t padding = LMK_LANES * panels_of(rows) - rows;
+    for (size_t column = 0; column < columns; column += LMK_LANES) {
+        for (size_t row = 0; row < rows; row++, state += LMK_LANES)
+            store_row(to + stride * row, LMK_FLOAT32, column, columns, load(state));
+        state += LMK_LANES * padding;
+    }
+}

@@ -1,27 +1,5 @@
 // Chunks of tokens, one after the other, on a state in panels. Included inside a region.
 
-static void import_state(const float *from, size_t stride, size_t rows, size_t columns,
-                         float *state) {
-    const size_t padded = LMK_LANES * panels_of(rows);
-    for (size_t column = 0; column < columns; column += LMK_LANES) {
-        for (size_t row = 0; row < padded; row++, state += LMK_LANES) {
-            const int is_there = from && row < rows;
-            store(state, is_there ? load_row(from + stride * row, LMK_FLOAT32, column, columns)
-                                  : splat(0));
-        }
-    }
-}
-
-static void export_state(const float *state, size_t stride, size_t rows, size_t columns,
-                         float *to) {
-    const size_t padding = LMK_LANES * panels_of(rows) - rows;
-    for (size_t column = 0; column < columns; column += LMK_LANES) {
-        for (size_t row = 0; row < rows; row++, state += LMK_LANES)
-            store_row(to + stride * row, LMK_FLOAT32, column, columns, load(state));
-        state += LMK_LANES * padding;
-    }
-}
-
 /// What divides each token's output: its query with z, and with the keys of the chunk.
 static void read_normalizer(const linear_chunk *c) {
     for (size_t i = 0; i < CHUNK_TOKENS; i++) {

@@ -6,6 +6,7 @@
 #include "lmk_token_rows.h"
 #include "lmk_state_products.h"
 #include "lmk_token_decay.h"
+#include "prepare.h"
 #include "forward.h"
 #include "recurrent.h"
 #include "lmk_decay_gradient.h"
@@ -14,7 +15,7 @@
 
 #define LINEAR_ATTENTION_KERNELS                                                                   \
     {                                                                                              \
-        .import_state = import_state, .export_state = export_state, .advance = advance,            \
+        .import_state = import_panels, .export_state = export_panels, .advance = advance,          \
         .look = look, .step = step, .total_decay = total_decay, .combine = combine,                \
         .sweep = sweep, .retreat = retreat, .read_back = read_back, .join = join,                  \
         .look_back = look_back, .write_back = write_back,                                          \
