@@ -15,6 +15,14 @@ static column_slice slice_of(const delta_head *head, size_t index) {
     return (column_slice){column, columns, panels_of(columns)};
 }
 
+LMK_INLINE f32x16 load_value(const token_rows *x, const void *row, size_t at) {
+    switch (x->dtype) {
+    case LMK_BFLOAT16: return load_row(row, LMK_BFLOAT16, at, x->width);
+    case LMK_FLOAT16: return load_row(row, LMK_FLOAT16, at, x->width);
+    default: return load_row(row, LMK_FLOAT32, at, x->width);
+    }
+}
+
 LMK_INLINE void store_value(const token_rows_out *x, size_t row, size_t at, f32x16 y) {
     char *const data = (char *)x->data + dtype_bytes(x->dtype) * x->stride * row;
     switch (x->dtype) {
@@ -34,8 +42,9 @@ typedef struct group_writes {
 LMK_INLINE void solve_columns(const delta_head *head, const step_group *g, int is_generalized,
                               size_t lane, size_t at, const float *carry, float *errors,
                               group_writes *to) {
-    const size_t panel = PANEL * (at / LMK_LANES), width = head->rows.v.width;
-    const f32x16 v0 = load(g->value[0] + panel), v1 = load(g->value[1] + panel);
+    const token_rows *const values = &head->rows.v;
+    const size_t width = values->width;
+    const f32x16 v0 = load_value(values, g->value[0], at), v1 = load_value(values, g->value[1], at);
     float *const u = to->u + lane, *const v = to->v + lane;
     carry += lane;
     const f32x16 z0 = load(carry) * g->read_scale[0];
@@ -111,14 +120,13 @@ static void keep_state(const delta_head *head, const step_group *g, column_slice
                        int is_first, const float *state, size_t state_stride,
                        const group_writes *writes, float *to, size_t stride) {
     for (size_t d = 0; d < head->rows.k.width; d++) {
-        const size_t row = PANEL * (d / LMK_LANES) + d % LMK_LANES;
         for (size_t j = 0; j < slice.vectors; j++) {
             const size_t lane = LMK_LANES * j;
             f32x16 x = load(state + state_stride * d + lane);
             if (is_first) {
-                x = x * (g->first_rows ? g->first_rows[row] : g->first_fold);
-                x = load(writes->first + lane) * g->first_write[row] + x;
-                if (head->a.data) x = load(writes->v + lane) * g->first_second[row] + x;
+                x = x * (g->first_rows ? g->first_rows[d] : g->first_fold);
+                x = load(writes->first + lane) * g->first_write[d] + x;
+                if (head->a.data) x = load(writes->v + lane) * g->first_second[d] + x;
             } else {
                 x = x * g->scale_after;
             }
@@ -185,6 +193,15 @@ static void read_state_first(const delta_head *head, const delta_memory *m,
     }
 }
 
+/// The rows of a group's values are brought into L1.
+LMK_INLINE void fetch_group(const delta_head *head, const step_group *g) {
+    const size_t bytes = dtype_bytes(head->rows.v.dtype) * head->rows.v.width;
+    for (size_t n = 0; n < GROUP_STEPS; n++) {
+        const char *const row = g->value[n];
+        for (size_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at);
+    }
+}
+
 LMK_INLINE void fetch_lines(const fetch_column *column) {
     const char *line = column->data;
     LMK_UNROLL
@@ -202,7 +219,6 @@ static void advance(const delta_head *head, const delta_memory *m, size_t begin,
                  abreast = 2 * slice_bytes <= ABREAST_BYTES ? 2 : 1;
     step_block blocks[2] = {m->blocks[0], m->blocks[1]};
     const size_t first_end = lmk_min(begin + BLOCK_STEPS, end);
-    load_steps(head, blocks, begin, 0, first_end - begin);
     prepare_block(head, blocks, begin, first_end - begin, is_last && first_end == end, scale);
     read_state_first(head, m, place, blocks[0].groups);
     group_writes writes;
@@ -211,7 +227,6 @@ static void advance(const delta_head *head, const delta_memory *m, size_t begin,
                      after = lmk_min(next_at + BLOCK_STEPS, end),
                      groups = lmk_divide_up(next_at - at, GROUP_STEPS);
         if (next_at < end) {
-            load_steps(head, blocks + 1 - current, next_at, 0, after - next_at);
             prepare_block(head, blocks + 1 - current, next_at, after - next_at,
                           is_last && after == end, scale);
         }
@@ -223,6 +238,7 @@ static void advance(const delta_head *head, const delta_memory *m, size_t begin,
                                         *const next = n + 1 < groups  ? g + 1
                                                       : next_at < end ? blocks[1 - current].groups
                                                                       : 0;
+                if (next) fetch_group(head, next);
                 const int reads = reads_of(next), ways = head->a.data ? 3 : (int)g->folding;
                 state_sweep sweep = sweep_of(head, g, next, place);
                 sweep.u = writes.u;
