@@ -70,62 +70,61 @@ LMK_INLINE const float *row_of_step(const token_rows *x, size_t step, int has_fa
     return buffer;
 }
 
-/// The rows of a block: k and q, and in the generalised form a and b. A query's is that of its
+/// The rows of a group: k and q, and in the generalised form a and b. A query's is that of its
 /// step.
-typedef struct block_rows {
-    const float *k[BLOCK_STEPS], *q[BLOCK_STEPS], *a[BLOCK_STEPS], *b[BLOCK_STEPS];
-} block_rows;
+typedef struct group_rows {
+    const float *k[GROUP_STEPS], *q[GROUP_STEPS], *a[GROUP_STEPS], *b[GROUP_STEPS];
+} group_rows;
 
-static void find_rows(const delta_head *head, const step_block *block, size_t begin,
-                      block_rows *to) {
+static group_rows find_rows(const delta_head *head, const step_block *block, size_t i,
+                            size_t count) {
     const linear_head *const rows = &head->rows;
-    const size_t width = LMK_LANES * panels_of(rows->k.width), token = token_of(head, begin),
-                 tokens = token_of(head, begin + block->count) - token;
-    float of_k[BLOCK_STEPS], of_q[BLOCK_STEPS];
+    const size_t width = LMK_LANES * panels_of(rows->k.width);
     const int has_unit_length = rows->has_unit_length, reads = rows->o.data != 0;
-    if (has_unit_length) row_factors(&rows->k, begin, block->count, rows, 1, of_k);
-    if (has_unit_length && reads) row_factors(&rows->q, token, tokens, rows, 1, of_q);
-    for (size_t i = 0; i < block->count; i++) {
-        to->k[i] = row_of_step(&rows->k, begin + i, has_unit_length, has_unit_length ? of_k[i] : 1,
-                               block->k + width * i);
-        to->q[i] = 0;
-        if (reads && ends_token(head, begin + i)) {
-            const size_t t = token_of(head, begin + i);
-            to->q[i] = row_of_step(&rows->q, t, has_unit_length,
-                                   has_unit_length ? of_q[t - token] : 1, block->q + width * i);
+    group_rows to = {0};
+    for (size_t n = 0; n < count; n++) {
+        const size_t step = block->begin + i + n, at = width * (i + n);
+        to.k[n] =
+            row_of_step(&rows->k, step, has_unit_length, block->k_factors[i + n], block->k + at);
+        if (reads && ends_token(head, step)) {
+            const size_t t = token_of(head, step);
+            to.q[n] =
+                row_of_step(&rows->q, t, has_unit_length,
+                            block->q_factors[t - token_of(head, block->begin)], block->q + at);
         }
         if (!head->a.data) continue;
-        to->a[i] = row_of_step(&head->a, begin + i, 0, 1, block->a + width * i);
-        to->b[i] = row_of_step(&head->b, begin + i, 0, 1, block->b + width * i);
+        to.a[n] = row_of_step(&head->a, step, 0, 1, block->a + at);
+        to.b[n] = row_of_step(&head->b, step, 0, 1, block->b + at);
     }
+    return to;
 }
 
-/// The groups of a block: their steps, and the rows that they read and write without decays.
-static void cut_groups(const delta_head *head, step_block *block, size_t begin,
-                       const block_rows *rows) {
+/// A group of a block from its step `i` on: its steps, and the rows that they read and write
+/// without decays.
+static step_group *begin_group(const delta_head *head, step_block *block, size_t i, size_t count,
+                               const group_rows *rows) {
     const token_rows *const v = &head->rows.v;
     const size_t bytes = dtype_bytes(v->dtype) * v->stride;
-    for (size_t i = 0; i < block->count; i += GROUP_STEPS) {
-        step_group *const g = block->groups + i / GROUP_STEPS;
-        g->step = begin + i;
-        g->count = lmk_min(GROUP_STEPS, block->count - i);
-        g->folding = FOLD_NONE;
-        g->first_rows = g->fold_rows = 0;
-        g->scale_after = g->first_fold = g->fold = 1;
-        g->met = g->met_second = 0;
-        for (size_t n = 0; n < GROUP_STEPS; n++) {
-            const int is_there = n < g->count;
-            const size_t step = i + n;
-            g->read[n] = g->write[n] = is_there ? rows->k[step] : block->zeros;
-            g->second[n] = block->zeros;
-            g->query[n] = is_there ? rows->q[step] : 0;
-            g->value[n] = (const char *)v->data + bytes * (begin + (is_there ? step : i));
-            g->token[n] = token_of(head, begin + (is_there ? step : i));
-            g->rate[n] = is_there ? block->rate[step] : 0;
-            g->read_scale[n] = g->query_scale[n] = g->write_scale[n] = 1;
-        }
-        g->first_write = rows->k[i];
+    step_group *const g = block->groups + i / GROUP_STEPS;
+    g->step = block->begin + i;
+    g->count = count;
+    g->folding = FOLD_NONE;
+    g->first_rows = g->fold_rows = 0;
+    g->scale_after = g->first_fold = g->fold = 1;
+    g->met = g->met_second = 0;
+    for (size_t n = 0; n < GROUP_STEPS; n++) {
+        const int is_there = n < count;
+        const size_t step = is_there ? i + n : i;
+        g->read[n] = g->write[n] = is_there ? rows->k[n] : block->zeros;
+        g->second[n] = block->zeros;
+        g->query[n] = rows->q[n];
+        g->value[n] = (const char *)v->data + bytes * (block->begin + step);
+        g->token[n] = token_of(head, block->begin + step);
+        g->rate[n] = is_there ? block->rate[step] : 0;
+        g->read_scale[n] = g->query_scale[n] = g->write_scale[n] = 1;
     }
+    g->first_write = rows->k[0];
+    return g;
 }
 
 /// What the steps of a group read of one another, where decays are numbers: `between` is that of
@@ -152,35 +151,29 @@ static void meet_numbers(const delta_head *head, step_group *g, float between) {
     g->query_met[1][1] = scale * reduce_sum(met_11);
 }
 
-/// With a decay that dimensions share, or none. `scale` is that of the state, before the block and
+/// With a decay that dimensions share, or none. `scale` is that of the state, before the group and
 /// then after it.
-static void prepare_numbers(const delta_head *head, step_block *block, size_t begin, int is_last,
+static void prepare_numbers(const delta_head *head, step_group *g, const float *decays, int is_last,
                             float *scale) {
-    float decays[BLOCK_STEPS];
-    load_step_decays(head, begin, block->count, decays);
-    for (size_t i = 0; i < block->count; i += GROUP_STEPS) {
-        step_group *const g = block->groups + i / GROUP_STEPS;
-        const float between = g->count > 1 ? decays[i + 1] : 1, first = *scale * decays[i],
-                    second = first * between;
-        g->read_scale[0] = g->first_fold = first;
-        g->read_scale[1] = second;
-        g->query_scale[0] = head->rows.scale * first;
-        g->query_scale[1] = head->rows.scale * second;
-        meet_numbers(head, g, between);
-        const int ends = is_last && i + GROUP_STEPS >= block->count;
-        const int is_moderate = second >= 1 / FOLD_LIMIT && second <= FOLD_LIMIT;
-        if (is_moderate && (!ends || second == 1)) {
-            g->write_scale[0] = 1 / first;
-            g->write_scale[1] = 1 / second;
-            *scale = second;
-        } else {
-            g->folding = FOLD_NUMBER;
-            g->fold = second;
-            g->write_scale[0] = between;
-            *scale = 1;
-        }
-        g->scale_after = *scale;
+    const float between = g->count > 1 ? decays[1] : 1, first = *scale * decays[0],
+                second = first * between;
+    g->read_scale[0] = g->first_fold = first;
+    g->read_scale[1] = second;
+    g->query_scale[0] = head->rows.scale * first;
+    g->query_scale[1] = head->rows.scale * second;
+    meet_numbers(head, g, between);
+    const int is_moderate = second >= 1 / FOLD_LIMIT && second <= FOLD_LIMIT;
+    if (is_moderate && (!is_last || second == 1)) {
+        g->write_scale[0] = 1 / first;
+        g->write_scale[1] = 1 / second;
+        *scale = second;
+    } else {
+        g->folding = FOLD_NUMBER;
+        g->fold = second;
+        g->write_scale[0] = between;
+        *scale = 1;
     }
+    g->scale_after = *scale;
 }
 
 /// exp(log_decay) of 16 keys of a step, 1 where it does not begin a token; shared[i] where
@@ -193,18 +186,17 @@ LMK_INLINE f32x16 step_decay(const delta_head *head, size_t step, const float *r
 }
 
 /// One group with decays per key, or in the generalised form: it begins with the state itself.
-LMK_INLINE void prepare_group_rows(const delta_head *head, step_block *block, size_t i,
-                                   const float *shared, int is_generalized,
-                                   const block_rows *rows) {
-    step_group *const g = block->groups + i / GROUP_STEPS;
+LMK_INLINE void prepare_rows(const delta_head *head, const step_block *block, step_group *g,
+                             size_t i, const float *shared, int is_generalized,
+                             const group_rows *rows) {
     const size_t width = head->rows.k.width, padded = LMK_LANES * panels_of(width),
                  row = padded * i, next = row + padded;
     const int has_second = g->count > 1;
-    const float *const k0 = rows->k[i], *const k1 = has_second ? rows->k[i + 1] : k0,
-                       *const b0 = is_generalized ? rows->b[i] : k0,
-                       *const b1 = is_generalized && has_second ? rows->b[i + 1] : k1,
-                       *const r0 = is_generalized ? rows->a[i] : k0,
-                       *const r1 = is_generalized && has_second ? rows->a[i + 1] : k1,
+    const float *const k0 = rows->k[0], *const k1 = has_second ? rows->k[1] : k0,
+                       *const b0 = is_generalized ? rows->b[0] : k0,
+                       *const b1 = is_generalized && has_second ? rows->b[1] : k1,
+                       *const r0 = is_generalized ? rows->a[0] : k0,
+                       *const r1 = is_generalized && has_second ? rows->a[1] : k1,
                        *const q0 = g->query[0], *const q1 = g->query[1];
     const size_t stride = head->rows.log_decay_stride;
     const float *const g0 = head->rows.log_decay + stride * g->token[0], *const g1 =
@@ -279,22 +271,50 @@ LMK_INLINE void prepare_group_rows(const delta_head *head, step_block *block, si
     }
 }
 
-/// Steps begin ..< begin + count, the last ones where `is_last`.
-static void prepare_block(const delta_head *head, step_block *block, size_t begin, size_t count,
-                          int is_last, float *scale) {
-    block_rows rows;
+/// Steps begin ..< begin + count: their rates, shared decays and lengths.
+static void begin_block(const delta_head *head, step_block *block, size_t begin, size_t count) {
+    const linear_head *const rows = &head->rows;
+    block->begin = begin;
     block->count = count;
     load_rates(head, begin, count, block->rate);
-    find_rows(head, block, begin, &rows);
-    cut_groups(head, block, begin, &rows);
-    if (!head->a.data && head->rows.decay != LMK_DECAY_KEY) {
-        prepare_numbers(head, block, begin, is_last, scale);
-        return;
-    }
-    float shared[BLOCK_STEPS + 1];
-    if (head->rows.decay != LMK_DECAY_KEY) load_step_decays(head, begin, count, shared);
-    for (size_t i = 0; i < count; i += GROUP_STEPS) {
-        if (head->a.data) prepare_group_rows(head, block, i, shared + i, 1, &rows);
-        else prepare_group_rows(head, block, i, shared + i, 0, &rows);
-    }
+    if (rows->decay != LMK_DECAY_KEY) load_step_decays(head, begin, count, block->decay);
+    if (!rows->has_unit_length) return;
+    row_factors(&rows->k, begin, count, rows, 1, block->k_factors);
+    const size_t token = token_of(head, begin);
+    if (rows->o.data)
+        row_factors(&rows->q, token, token_of(head, begin + count) - token, rows, 1,
+                    block->q_factors);
+}
+
+/// Group `n` of a block, the last one of the sequence where `is_last`.
+static void prepare_group(const delta_head *head, step_block *block, size_t n, int is_last,
+                          float *scale) {
+    const size_t i = GROUP_STEPS * n, count = lmk_min(GROUP_STEPS, block->count - i);
+    const group_rows rows = find_rows(head, block, i, count);
+    step_group *const g = begin_group(head, block, i, count, &rows);
+    if (head->a.data) prepare_rows(head, block, g, i, block->decay + i, 1, &rows);
+    else if (head->rows.decay == LMK_DECAY_KEY)
+        prepare_rows(head, block, g, i, block->decay + i, 0, &rows);
+    else prepare_numbers(head, g, block->decay + i, is_last, scale);
+}
+
+LMK_INLINE void fetch_row(const void *data, lmk_dtype dtype, size_t stride, size_t width,
+                          size_t row) {
+    const size_t bytes = dtype_bytes(dtype);
+    const char *const at = (const char *)data + bytes * stride * row;
+    for (size_t i = 0; i < bytes * width; i += 64) __builtin_prefetch(at + i);
+}
+
+/// The rows of a step are brought into L1.
+static void fetch_step(const delta_head *head, size_t step) {
+    const linear_head *const r = &head->rows;
+    const size_t token = token_of(head, step);
+    fetch_row(r->k.data, r->k.dtype, r->k.stride, r->k.width, step);
+    fetch_row(r->v.data, r->v.dtype, r->v.stride, r->v.width, step);
+    if (r->o.data) fetch_row(r->q.data, r->q.dtype, r->q.stride, r->q.width, token);
+    if (r->decay == LMK_DECAY_KEY)
+        fetch_row(r->log_decay, LMK_FLOAT32, r->log_decay_stride, r->k.width, token);
+    if (!head->a.data) return;
+    fetch_row(head->a.data, head->a.dtype, head->a.stride, head->a.width, step);
+    fetch_row(head->b.data, head->b.dtype, head->b.stride, head->b.width, step);
 }

@@ -193,15 +193,6 @@ static void read_state_first(const delta_head *head, const delta_memory *m,
     }
 }
 
-/// The rows of a group's values are brought into L1.
-LMK_INLINE void fetch_group(const delta_head *head, const step_group *g) {
-    const size_t bytes = dtype_bytes(head->rows.v.dtype) * head->rows.v.width;
-    for (size_t n = 0; n < GROUP_STEPS; n++) {
-        const char *const row = g->value[n];
-        for (size_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at);
-    }
-}
-
 LMK_INLINE void fetch_lines(const fetch_column *column) {
     const char *line = column->data;
     LMK_UNROLL
@@ -218,27 +209,35 @@ static void advance(const delta_head *head, const delta_memory *m, size_t begin,
                  slice_bytes = sizeof(float) * SLICE_COLUMNS * head->rows.k.width,
                  abreast = 2 * slice_bytes <= ABREAST_BYTES ? 2 : 1;
     step_block blocks[2] = {m->blocks[0], m->blocks[1]};
-    const size_t first_end = lmk_min(begin + BLOCK_STEPS, end);
-    prepare_block(head, blocks, begin, first_end - begin, is_last && first_end == end, scale);
+    begin_block(head, blocks, begin, lmk_min(BLOCK_STEPS, end - begin));
+    prepare_group(head, blocks, 0, is_last && end - begin <= GROUP_STEPS, scale);
     read_state_first(head, m, place, blocks[0].groups);
     group_writes writes;
     for (size_t at = begin, current = 0; at < end; at += BLOCK_STEPS, current = 1 - current) {
         const size_t next_at = lmk_min(at + BLOCK_STEPS, end),
                      after = lmk_min(next_at + BLOCK_STEPS, end),
                      groups = lmk_divide_up(next_at - at, GROUP_STEPS);
-        if (next_at < end) {
-            prepare_block(head, blocks + 1 - current, next_at, after - next_at,
-                          is_last && after == end, scale);
-        }
+        step_block *const block = blocks + current, *const next_block = blocks + 1 - current;
+        if (next_at < end) begin_block(head, next_block, next_at, after - next_at);
         // Side by side, so that one slice's pass goes on while the next one's u is found.
         for (size_t i = 0; i < slices; i += abreast) {
             const size_t last = lmk_min(i + abreast, slices);
             for (size_t n = 0; n < groups; n++) {
-                const step_group *const g = blocks[current].groups + n,
-                                        *const next = n + 1 < groups  ? g + 1
-                                                      : next_at < end ? blocks[1 - current].groups
-                                                                      : 0;
-                if (next) fetch_group(head, next);
+                const size_t next_step = at + GROUP_STEPS * (n + 1);
+                const int is_in_block = n + 1 < groups, has_next = next_step < end;
+                // Each group is prepared while the one before it is written.
+                if (has_next && i == 0) {
+                    prepare_group(head, is_in_block ? block : next_block, is_in_block ? n + 1 : 0,
+                                  is_last && next_step + GROUP_STEPS >= end, scale);
+                    for (size_t s = next_step + GROUP_STEPS;
+                         s < lmk_min(next_step + 2 * GROUP_STEPS, end); s++)
+                        fetch_step(head, s);
+                }
+                const step_group *const g = block->groups + n, *const next =
+                                                                   !has_next ? 0
+                                                                   : is_in_block
+                                                                       ? g + 1
+                                                                       : next_block->groups;
                 const int reads = reads_of(next), ways = head->a.data ? 3 : (int)g->folding;
                 state_sweep sweep = sweep_of(head, g, next, place);
                 sweep.u = writes.u;

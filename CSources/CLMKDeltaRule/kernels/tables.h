@@ -59,9 +59,11 @@ typedef struct step_block {
     float *k, *q, *a, *b, *read, *query, *write, *second, *fold, *first;
     /// A row of zeros.
     const float *zeros;
-    float rate[BLOCK_STEPS];
+    /// Of its steps; the decay where dimensions share it, and what brings k and q, of tokens, to
+    /// unit length.
+    float rate[BLOCK_STEPS], decay[BLOCK_STEPS + 1], k_factors[BLOCK_STEPS], q_factors[BLOCK_STEPS];
     step_group groups[BLOCK_STEPS];
-    size_t count;
+    size_t begin, count;
 } step_block;
 
 /// A worker's memory, beside states.
