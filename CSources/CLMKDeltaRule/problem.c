@@ -164,35 +164,22 @@ size_t lmk_delta_memory_layout(const lmk_delta_rule *r, size_t columns, float *m
                                delta_memory *to) {
     // Slices as narrow as they come.
     const size_t keys = PANEL * panels_of(r->key_dim), slices = panels_of(columns),
-                 zero_floats = lmk_max(keys, PANEL * slices);
+                 zero_floats = CHUNK_TOKENS * panels_of(r->key_dim);
     const int is_generalized = r->is_generalized,
               has_rows = is_generalized || r->decay == LMK_DECAY_KEY;
     float *zeros;
     step_block *const x = to->blocks, *const y = to->blocks + 1;
     *to = (delta_memory){0};
+    const size_t rows = has_rows ? keys : 0, general = is_generalized ? keys : 0;
     const matrix_part parts[] = {
-        {&x->k, keys},
-        {&x->q, keys},
-        {&y->k, keys},
-        {&y->q, keys},
-        {&zeros, zero_floats},
-        {&to->carry, slices * CARRY_FLOATS},
-        {&x->values, PANEL * slices},
-        {&y->values, PANEL * slices},
-        {&x->read, has_rows ? keys : 0},
-        {&x->write, has_rows ? keys : 0},
-        {&x->decay, has_rows ? keys : 0},
-        {&x->fold, has_rows ? keys : 0},
-        {&y->read, has_rows ? keys : 0},
-        {&y->write, has_rows ? keys : 0},
-        {&y->decay, has_rows ? keys : 0},
-        {&y->fold, has_rows ? keys : 0},
-        {&x->second, is_generalized ? keys : 0},
-        {&x->a, is_generalized ? keys : 0},
-        {&x->b, is_generalized ? keys : 0},
-        {&y->second, is_generalized ? keys : 0},
-        {&y->a, is_generalized ? keys : 0},
-        {&y->b, is_generalized ? keys : 0},
+        {&x->k, keys},     {&x->q, keys},         {&y->k, keys},
+        {&y->q, keys},     {&zeros, zero_floats}, {&to->carry, slices * CARRY_FLOATS},
+        {&x->read, rows},  {&x->query, rows},     {&x->write, rows},
+        {&x->fold, rows},  {&x->first, rows},     {&y->read, rows},
+        {&y->query, rows}, {&y->write, rows},     {&y->fold, rows},
+        {&y->first, rows}, {&x->second, general}, {&x->a, general},
+        {&x->b, general},  {&y->second, general}, {&y->a, general},
+        {&y->b, general},
     };
     const size_t floats = lmk_linear_lay_out(parts, sizeof parts / sizeof *parts, memory);
     for (size_t i = 0; memory && i < zero_floats; i++) zeros[i] = 0;

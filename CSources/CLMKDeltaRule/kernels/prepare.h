@@ -1,5 +1,8 @@
 // Everything of a block of steps that does not need the state. Included inside a region.
 //
+// Rows lie one after the other, so that a pass over the state goes through them with one index;
+// those of float32 tensors that need no change are used where they are.
+//
 // A decay that dimensions share stays a number: the state is stored divided by the product of the
 // decays so far, which is multiplied in again when it becomes small, so that most passes over the
 // state have no decay at all. Decays per key are multiplied in by every pass. Nothing is divided by
@@ -50,190 +53,268 @@ static void load_step_decays(const delta_head *head, size_t begin, size_t count,
     store(decays, vexp(load(x)));
 }
 
-/// The same per key, in panels; of a decay that dimensions share the same in each.
-static void load_step_key_decays(const delta_head *head, size_t begin, size_t count, size_t panels,
-                                 float *decays) {
-    float shared[BLOCK_STEPS];
-    if (head->rows.decay != LMK_DECAY_KEY) load_step_decays(head, begin, count, shared);
-    for (size_t i = 0; i < BLOCK_STEPS; i++) {
-        const size_t step = begin + i;
-        const int is_there =
-            head->rows.decay == LMK_DECAY_KEY && i < count && begins_token(head, step);
-        const float *const row =
-            is_there ? head->rows.log_decay + head->rows.log_decay_stride * token_of(head, step)
-                     : 0;
-        for (size_t p = 0; p < panels; p++) {
-            f32x16 x = splat(head->rows.decay != LMK_DECAY_KEY ? shared[i] : 1);
-            if (row) x = vexp(load_row(row, LMK_FLOAT32, LMK_LANES * p, head->rows.k.width));
-            store(decays + PANEL * p + LMK_LANES * i, x);
+/// A step's row of a tensor, where it lies or widened and multiplied to `buffer`.
+LMK_INLINE const float *row_of_step(const token_rows *x, size_t step, int has_factor, float factor,
+                                    float *buffer) {
+    const char *const row = (const char *)x->data + dtype_bytes(x->dtype) * x->stride * step;
+    if (x->dtype == LMK_FLOAT32 && !has_factor) return (const float *)(const void *)row;
+    for (size_t at = 0; at < x->width; at += LMK_LANES) {
+        f32x16 y;
+        switch (x->dtype) {
+        case LMK_BFLOAT16: y = load_row(row, LMK_BFLOAT16, at, x->width); break;
+        case LMK_FLOAT16: y = load_row(row, LMK_FLOAT16, at, x->width); break;
+        default: y = load_row(row, LMK_FLOAT32, at, x->width); break;
         }
+        store(buffer + at, has_factor ? y * factor : y);
     }
+    return buffer;
 }
 
-/// <x, y> for rows of panels, and <x w, y>.
-LMK_INLINE float dot_rows(const float *x, const float *y, size_t panels) {
-    f32x16 sum = splat(0);
-    for (size_t p = 0; p < panels; p++) sum = load(x + PANEL * p) * load(y + PANEL * p) + sum;
-    return reduce_sum(sum);
-}
-LMK_INLINE float dot_weighted_rows(const float *x, const float *w, const float *y, size_t panels) {
-    f32x16 sum = splat(0);
-    for (size_t p = 0; p < panels; p++) {
-        const f32x16 weighted = load(x + PANEL * p) * load(w + PANEL * p);
-        sum = weighted * load(y + PANEL * p) + sum;
-    }
-    return reduce_sum(sum);
-}
+/// The rows of a group: k and q, and in the generalised form a and b. A query's is that of its
+/// step.
+typedef struct group_rows {
+    const float *k[GROUP_STEPS], *q[GROUP_STEPS], *a[GROUP_STEPS], *b[GROUP_STEPS];
+} group_rows;
 
-/// k, q and v of steps first ..< first + count of a block that begins at `begin`; a and b in the
-/// generalised form.
-static void load_steps(const delta_head *head, step_block *block, size_t begin, size_t first,
-                       size_t count) {
+static group_rows find_rows(const delta_head *head, const step_block *block, size_t i,
+                            size_t count) {
     const linear_head *const rows = &head->rows;
-    const size_t step = begin + first, at = LMK_LANES * first;
-    float factors[BLOCK_STEPS];
-    if (rows->has_unit_length) row_factors(&rows->k, step, count, rows, 1, factors);
-    load_panels(&rows->k, step, count, count, rows->has_unit_length ? factors : 0, block->k + at);
-    load_panels(&rows->v, step, count, count, 0, block->values + at);
-    if (rows->o.data) {
-        const size_t token = token_of(head, step), tokens = token_of(head, step + count) - token;
-        row_factors(&rows->q, token, tokens, rows, rows->scale, factors);
-        load_panels(&rows->q, token, tokens, tokens, factors,
-                    block->q + LMK_LANES * (token - token_of(head, begin)));
-    }
-    if (!head->a.data) return;
-    load_panels(&head->a, step, count, count, 0, block->a + at);
-    load_panels(&head->b, step, count, count, 0, block->b + at);
-}
-
-/// The groups of a block, their steps, and the rows of q that they read, without decays.
-static void cut_groups(const delta_head *head, step_block *block, size_t begin) {
-    const size_t token = token_of(head, begin);
-    for (size_t i = 0; i < block->count; i += GROUP_STEPS) {
-        step_group *const g = block->groups + i / GROUP_STEPS;
-        *g = (step_group){.step = begin + i,
-                          .count = lmk_min(GROUP_STEPS, block->count - i),
-                          .scale_after = 1,
-                          .first_fold = 1};
-        for (size_t n = 0; n < GROUP_STEPS; n++) {
-            const size_t at = LMK_LANES * (i + n);
-            g->read[n] = g->write[n] = g->second[n] = g->value[n] = block->zeros;
-            if (n >= g->count) continue;
-            g->token[n] = token_of(head, begin + i + n);
-            g->rate[n] = block->rate[i + n];
-            g->value[n] = block->values + at;
-            g->read_scale[n] = g->query_scale[n] = g->write_scale[n] = 1;
-            g->read[n] = block->read + at;
-            g->write[n] = block->write + at;
-            g->second[n] = block->second + at;
-            if (head->rows.o.data && ends_token(head, begin + i + n))
-                g->query[n] = block->q + LMK_LANES * (g->token[n] - token);
+    const size_t width = LMK_LANES * panels_of(rows->k.width);
+    const int has_unit_length = rows->has_unit_length, reads = rows->o.data != 0;
+    group_rows to = {0};
+    for (size_t n = 0; n < count; n++) {
+        const size_t step = block->begin + i + n, at = width * (i + n);
+        to.k[n] =
+            row_of_step(&rows->k, step, has_unit_length, block->k_factors[i + n], block->k + at);
+        if (reads && ends_token(head, step)) {
+            const size_t t = token_of(head, step);
+            to.q[n] =
+                row_of_step(&rows->q, t, has_unit_length,
+                            block->q_factors[t - token_of(head, block->begin)], block->q + at);
         }
+        if (!head->a.data) continue;
+        to.a[n] = row_of_step(&head->a, step, 0, 1, block->a + at);
+        to.b[n] = row_of_step(&head->b, step, 0, 1, block->b + at);
     }
+    return to;
 }
 
-/// What the steps of a group read of one another, `between` being the decay of the second one: a
-/// number, or a row.
-LMK_INLINE void meet(step_group *g, const float *r1, const float *w0, const float *w1, float number,
-                     const float *row, size_t panels, float *met, float to[][GROUP_STEPS]) {
-    if (g->query[0]) to[0][0] = dot_rows(g->query[0], w0, panels);
-    if (g->count < 2) return;
-    if (r1) {
-        *met = row ? dot_weighted_rows(r1, row, w0, panels) : number * dot_rows(r1, w0, panels);
+/// A group of a block from its step `i` on: its steps, and the rows that they read and write
+/// without decays.
+static step_group *begin_group(const delta_head *head, step_block *block, size_t i, size_t count,
+                               const group_rows *rows) {
+    const token_rows *const v = &head->rows.v;
+    const size_t bytes = dtype_bytes(v->dtype) * v->stride;
+    step_group *const g = block->groups + i / GROUP_STEPS;
+    g->step = block->begin + i;
+    g->count = count;
+    g->folding = FOLD_NONE;
+    g->first_rows = g->fold_rows = 0;
+    g->scale_after = g->first_fold = g->fold = 1;
+    g->met = g->met_second = 0;
+    for (size_t n = 0; n < GROUP_STEPS; n++) {
+        const int is_there = n < count;
+        const size_t step = is_there ? i + n : i;
+        g->read[n] = g->write[n] = is_there ? rows->k[n] : block->zeros;
+        g->second[n] = block->zeros;
+        g->query[n] = rows->q[n];
+        g->value[n] = (const char *)v->data + bytes * (block->begin + step);
+        g->token[n] = token_of(head, block->begin + step);
+        g->rate[n] = is_there ? block->rate[step] : 0;
+        g->read_scale[n] = g->query_scale[n] = g->write_scale[n] = 1;
     }
-    if (!g->query[1]) return;
-    to[1][0] = row ? dot_weighted_rows(g->query[1], row, w0, panels)
-                   : number * dot_rows(g->query[1], w0, panels);
-    to[1][1] = dot_rows(g->query[1], w1, panels);
+    g->first_write = rows->k[0];
+    return g;
 }
 
-/// With a decay that dimensions share, or none. `scale` is that of the state, before the block and
+/// What the steps of a group read of one another, where decays are numbers: `between` is that of
+/// the second one.
+static void meet_numbers(const delta_head *head, step_group *g, float between) {
+    const size_t width = head->rows.k.width;
+    const float *const k0 = g->write[0], *const k1 = g->write[1], *const q0 = g->query[0],
+                       *const q1 = g->query[1];
+    f32x16 met = splat(0), met_00 = splat(0), met_10 = splat(0), met_11 = splat(0);
+    for (size_t at = 0; at < width; at += LMK_LANES) {
+        const f32x16 x0 = load_row(k0, LMK_FLOAT32, at, width),
+                     x1 = g->count > 1 ? load_row(k1, LMK_FLOAT32, at, width) : splat(0);
+        met = x1 * x0 + met;
+        if (q0) met_00 = load_row(q0, LMK_FLOAT32, at, width) * x0 + met_00;
+        if (!q1) continue;
+        const f32x16 y1 = load_row(q1, LMK_FLOAT32, at, width);
+        met_10 = y1 * x0 + met_10;
+        met_11 = y1 * x1 + met_11;
+    }
+    const float scale = head->rows.scale;
+    g->met = between * reduce_sum(met);
+    g->query_met[0][0] = scale * reduce_sum(met_00);
+    g->query_met[1][0] = scale * (between * reduce_sum(met_10));
+    g->query_met[1][1] = scale * reduce_sum(met_11);
+}
+
+/// With a decay that dimensions share, or none. `scale` is that of the state, before the group and
 /// then after it.
-static void prepare_numbers(const delta_head *head, step_block *block, size_t begin, size_t panels,
-                            int is_last, float *scale) {
-    float decays[BLOCK_STEPS];
-    load_step_decays(head, begin, block->count, decays);
-    for (size_t i = 0; i < block->count; i += GROUP_STEPS) {
-        step_group *const g = block->groups + i / GROUP_STEPS;
-        const float between = g->count > 1 ? decays[i + 1] : 1, first = *scale * decays[i],
-                    second = first * between;
-        g->read_scale[0] = g->query_scale[0] = g->first_fold = first;
-        g->read_scale[1] = g->query_scale[1] = second;
-        meet(g, g->read[1], g->write[0], g->write[1], between, 0, panels, &g->met, g->query_met);
-        const int ends = is_last && i + GROUP_STEPS >= block->count;
-        const int is_moderate = second >= 1 / FOLD_LIMIT && second <= FOLD_LIMIT;
-        if (is_moderate && (!ends || second == 1)) {
-            g->write_scale[0] = 1 / first;
-            g->write_scale[1] = 1 / second;
-            *scale = second;
-        } else {
-            g->folding = FOLD_NUMBER;
-            g->fold = second;
-            g->write_scale[0] = between;
-            *scale = 1;
-        }
-        g->scale_after = *scale;
+static void prepare_numbers(const delta_head *head, step_group *g, const float *decays, int is_last,
+                            float *scale) {
+    const float between = g->count > 1 ? decays[1] : 1, first = *scale * decays[0],
+                second = first * between;
+    g->read_scale[0] = g->first_fold = first;
+    g->read_scale[1] = second;
+    g->query_scale[0] = head->rows.scale * first;
+    g->query_scale[1] = head->rows.scale * second;
+    meet_numbers(head, g, between);
+    const int is_moderate = second >= 1 / FOLD_LIMIT && second <= FOLD_LIMIT;
+    if (is_moderate && (!is_last || second == 1)) {
+        g->write_scale[0] = 1 / first;
+        g->write_scale[1] = 1 / second;
+        *scale = second;
+    } else {
+        g->folding = FOLD_NUMBER;
+        g->fold = second;
+        g->write_scale[0] = between;
+        *scale = 1;
     }
+    g->scale_after = *scale;
 }
 
-/// With decays per key, and in the generalised form: each group begins with the state itself.
-static void prepare_rows(const delta_head *head, step_block *block, size_t begin, size_t panels) {
-    const int is_generalized = head->a.data != 0;
-    const float *const k = block->k, *const b = is_generalized ? block->b : block->k;
-    load_step_key_decays(head, begin, block->count, panels, block->decay);
-    for (size_t i = 0; i < block->count; i += GROUP_STEPS) {
-        step_group *const g = block->groups + i / GROUP_STEPS;
-        const float *const first = block->decay + LMK_LANES * i, *const next = first + LMK_LANES,
-                           *const between = g->count > 1 ? next : 0;
-        const float *const k0 = k + LMK_LANES * i, *const k1 = k0 + LMK_LANES,
-                           *const b0 = b + LMK_LANES * i, *const b1 = b0 + LMK_LANES;
+/// exp(log_decay) of 16 keys of a step, 1 where it does not begin a token; shared[i] where
+/// dimensions share it.
+LMK_INLINE f32x16 step_decay(const delta_head *head, size_t step, const float *row, float shared,
+                             size_t at) {
+    if (head->rows.decay != LMK_DECAY_KEY) return splat(shared);
+    if (!begins_token(head, step)) return splat(1);
+    return vexp(load_row(row, LMK_FLOAT32, at, head->rows.k.width));
+}
+
+/// One group with decays per key, or in the generalised form: it begins with the state itself.
+LMK_INLINE void prepare_rows(const delta_head *head, const step_block *block, step_group *g,
+                             size_t i, const float *shared, int is_generalized,
+                             const group_rows *rows) {
+    const size_t width = head->rows.k.width, padded = LMK_LANES * panels_of(width),
+                 row = padded * i, next = row + padded;
+    const int has_second = g->count > 1;
+    const float *const k0 = rows->k[0], *const k1 = has_second ? rows->k[1] : k0,
+                       *const b0 = is_generalized ? rows->b[0] : k0,
+                       *const b1 = is_generalized && has_second ? rows->b[1] : k1,
+                       *const r0 = is_generalized ? rows->a[0] : k0,
+                       *const r1 = is_generalized && has_second ? rows->a[1] : k1,
+                       *const q0 = g->query[0], *const q1 = g->query[1];
+    const size_t stride = head->rows.log_decay_stride;
+    const float *const g0 = head->rows.log_decay + stride * g->token[0], *const g1 =
+                                                                             head->rows.log_decay +
+                                                                             stride * g->token[1];
+    f32x16 met = splat(0), met_00 = splat(0), met_10 = splat(0), met_11 = splat(0);
+    f32x16 second = splat(0), second_00 = splat(0), second_10 = splat(0), second_11 = splat(0);
+    for (size_t at = 0; at < width; at += LMK_LANES) {
+        const f32x16 a0 = step_decay(head, g->step, g0, shared[0], at),
+                     a1 = has_second ? step_decay(head, g->step + 1, g1, shared[1], at) : splat(1),
+                     both = a0 * a1;
+        const f32x16 x0 = load_row(b0, LMK_FLOAT32, at, width),
+                     x1 = load_row(b1, LMK_FLOAT32, at, width),
+                     y0 = load_row(r0, LMK_FLOAT32, at, width),
+                     y1 = load_row(r1, LMK_FLOAT32, at, width);
+        const f32x16 x0_after = x0 * a1;
+        store(block->fold + row + at, both);
+        store(block->first + row + at, a0);
+        store(block->write + row + at, x0_after);
         // a is read before the decay of its step, k after it.
-        meet(g, is_generalized ? 0 : k1, b0, b1, 1, between, panels, &g->met, g->query_met);
+        store(block->read + row + at, is_generalized ? y0 : y0 * a0);
+        if (has_second) {
+            store(block->write + next + at, x1);
+            store(block->read + next + at, is_generalized ? y1 * a0 : y1 * both);
+        }
+        met = y1 * (is_generalized ? x0 : x0_after) + met;
+        const f32x16 v0 = load_row(k0, LMK_FLOAT32, at, width),
+                     v1 = load_row(k1, LMK_FLOAT32, at, width), v0_after = v0 * a1;
         if (is_generalized) {
-            const float *const a1 = block->a + LMK_LANES * (i + 1);
-            meet(g, 0, k0, k1, 1, between, panels, &g->met, g->query_met_second);
-            if (g->count > 1) {
-                g->met = dot_rows(a1, b0, panels);
-                g->met_second = dot_rows(a1, k0, panels);
-            }
+            store(block->second + row + at, v0_after);
+            if (has_second) store(block->second + next + at, v1);
+            second = y1 * v0 + second;
         }
-        g->folding = FOLD_ROWS;
-        g->fold_rows = block->fold + LMK_LANES * i;
-        g->first_rows = first;
-        g->first_write = b0;
-        g->first_second = k0;
-        for (size_t p = 0; p < panels; p++) {
-            const size_t at = PANEL * p, row = at + LMK_LANES * i;
-            const f32x16 a0 = load(first + at), a1 = between ? load(between + at) : splat(1),
-                         both = a0 * a1;
-            store(block->fold + row, both);
-            const float *const r = is_generalized ? block->a : block->k;
-            const f32x16 r0 = load(r + row),
-                         r1 = g->count > 1 ? load(r + row + LMK_LANES) : splat(0);
-            store(block->read + row, is_generalized ? r0 : r0 * a0);
-            store(block->write + row, load(b0 + at) * a1);
-            if (is_generalized) store(block->second + row, load(k0 + at) * a1);
-            if (g->query[0]) store((float *)g->query[0] + at, load(g->query[0] + at) * a0);
-            if (g->count < 2) continue;
-            store(block->read + row + LMK_LANES, is_generalized ? r1 * a0 : r1 * both);
-            store(block->write + row + LMK_LANES, load(b1 + at));
-            if (is_generalized) store(block->second + row + LMK_LANES, load(k1 + at));
-            if (g->query[1]) store((float *)g->query[1] + at, load(g->query[1] + at) * both);
+        if (q0) {
+            const f32x16 q = load_row(q0, LMK_FLOAT32, at, width);
+            store(block->query + row + at, q * a0);
+            met_00 = q * x0 + met_00;
+            if (is_generalized) second_00 = q * v0 + second_00;
         }
+        if (!q1) continue;
+        const f32x16 q = load_row(q1, LMK_FLOAT32, at, width);
+        store(block->query + next + at, q * both);
+        met_10 = q * x0_after + met_10;
+        met_11 = q * x1 + met_11;
+        if (!is_generalized) continue;
+        second_10 = q * v0_after + second_10;
+        second_11 = q * v1 + second_11;
+    }
+    const float scale = head->rows.scale;
+    g->met = has_second ? reduce_sum(met) : 0;
+    g->query_met[0][0] = scale * reduce_sum(met_00);
+    g->query_met[1][0] = scale * reduce_sum(met_10);
+    g->query_met[1][1] = scale * reduce_sum(met_11);
+    if (is_generalized) {
+        g->met_second = has_second ? reduce_sum(second) : 0;
+        g->query_met_second[0][0] = scale * reduce_sum(second_00);
+        g->query_met_second[1][0] = scale * reduce_sum(second_10);
+        g->query_met_second[1][1] = scale * reduce_sum(second_11);
+    }
+    g->folding = FOLD_ROWS;
+    g->fold_rows = block->fold + row;
+    g->first_rows = block->first + row;
+    g->first_write = b0;
+    g->first_second = k0;
+    for (size_t n = 0; n < GROUP_STEPS; n++) {
+        g->query_scale[n] = scale;
+        if (n >= g->count) continue;
+        g->read[n] = block->read + row + padded * n;
+        g->write[n] = block->write + row + padded * n;
+        if (is_generalized) g->second[n] = block->second + row + padded * n;
+        if (g->query[n]) g->query[n] = block->query + row + padded * n;
     }
 }
 
-/// Steps begin ..< begin + count, which are loaded, the last ones where `is_last`.
-static void prepare_block(const delta_head *head, step_block *block, size_t begin, size_t count,
-                          int is_last, float *scale) {
-    const size_t panels = panels_of(head->rows.k.width);
-    const int has_rows = head->a.data || head->rows.decay == LMK_DECAY_KEY;
+/// Steps begin ..< begin + count: their rates, shared decays and lengths.
+static void begin_block(const delta_head *head, step_block *block, size_t begin, size_t count) {
+    const linear_head *const rows = &head->rows;
+    block->begin = begin;
     block->count = count;
     load_rates(head, begin, count, block->rate);
-    if (!has_rows) block->read = block->write = block->k;
-    cut_groups(head, block, begin);
-    if (has_rows) prepare_rows(head, block, begin, panels);
-    else prepare_numbers(head, block, begin, panels, is_last, scale);
-    for (size_t i = 0; !has_rows && i < block->count; i += GROUP_STEPS)
-        block->groups[i / GROUP_STEPS].first_write = block->k + LMK_LANES * i;
+    if (rows->decay != LMK_DECAY_KEY) load_step_decays(head, begin, count, block->decay);
+    if (!rows->has_unit_length) return;
+    row_factors(&rows->k, begin, count, rows, 1, block->k_factors);
+    const size_t token = token_of(head, begin);
+    if (rows->o.data)
+        row_factors(&rows->q, token, token_of(head, begin + count) - token, rows, 1,
+                    block->q_factors);
+}
+
+/// Group `n` of a block, the last one of the sequence where `is_last`.
+static void prepare_group(const delta_head *head, step_block *block, size_t n, int is_last,
+                          float *scale) {
+    const size_t i = GROUP_STEPS * n, count = lmk_min(GROUP_STEPS, block->count - i);
+    const group_rows rows = find_rows(head, block, i, count);
+    step_group *const g = begin_group(head, block, i, count, &rows);
+    if (head->a.data) prepare_rows(head, block, g, i, block->decay + i, 1, &rows);
+    else if (head->rows.decay == LMK_DECAY_KEY)
+        prepare_rows(head, block, g, i, block->decay + i, 0, &rows);
+    else prepare_numbers(head, g, block->decay + i, is_last, scale);
+}
+
+LMK_INLINE void fetch_row(const void *data, lmk_dtype dtype, size_t stride, size_t width,
+                          size_t row) {
+    const size_t bytes = dtype_bytes(dtype);
+    const char *const at = (const char *)data + bytes * stride * row;
+    for (size_t i = 0; i < bytes * width; i += 64) __builtin_prefetch(at + i);
+}
+
+/// The rows of a step are brought into L1.
+static void fetch_step(const delta_head *head, size_t step) {
+    const linear_head *const r = &head->rows;
+    const size_t token = token_of(head, step);
+    fetch_row(r->k.data, r->k.dtype, r->k.stride, r->k.width, step);
+    fetch_row(r->v.data, r->v.dtype, r->v.stride, r->v.width, step);
+    if (r->o.data) fetch_row(r->q.data, r->q.dtype, r->q.stride, r->q.width, token);
+    if (r->decay == LMK_DECAY_KEY)
+        fetch_row(r->log_decay, LMK_FLOAT32, r->log_decay_stride, r->k.width, token);
+    if (!head->a.data) return;
+    fetch_row(head->a.data, head->a.dtype, head->a.stride, head->a.width, step);
+    fetch_row(head->b.data, head->b.dtype, head->b.stride, head->b.width, step);
 }

@@ -15,6 +15,14 @@ static column_slice slice_of(const delta_head *head, size_t index) {
     return (column_slice){column, columns, panels_of(columns)};
 }
 
+LMK_INLINE f32x16 load_value(const token_rows *x, const void *row, size_t at) {
+    switch (x->dtype) {
+    case LMK_BFLOAT16: return load_row(row, LMK_BFLOAT16, at, x->width);
+    case LMK_FLOAT16: return load_row(row, LMK_FLOAT16, at, x->width);
+    default: return load_row(row, LMK_FLOAT32, at, x->width);
+    }
+}
+
 LMK_INLINE void store_value(const token_rows_out *x, size_t row, size_t at, f32x16 y) {
     char *const data = (char *)x->data + dtype_bytes(x->dtype) * x->stride * row;
     switch (x->dtype) {
@@ -34,8 +42,9 @@ typedef struct group_writes {
 LMK_INLINE void solve_columns(const delta_head *head, const step_group *g, int is_generalized,
                               size_t lane, size_t at, const float *carry, float *errors,
                               group_writes *to) {
-    const size_t panel = PANEL * (at / LMK_LANES), width = head->rows.v.width;
-    const f32x16 v0 = load(g->value[0] + panel), v1 = load(g->value[1] + panel);
+    const token_rows *const values = &head->rows.v;
+    const size_t width = values->width;
+    const f32x16 v0 = load_value(values, g->value[0], at), v1 = load_value(values, g->value[1], at);
     float *const u = to->u + lane, *const v = to->v + lane;
     carry += lane;
     const f32x16 z0 = load(carry) * g->read_scale[0];
@@ -111,14 +120,13 @@ static void keep_state(const delta_head *head, const step_group *g, column_slice
                        int is_first, const float *state, size_t state_stride,
                        const group_writes *writes, float *to, size_t stride) {
     for (size_t d = 0; d < head->rows.k.width; d++) {
-        const size_t row = PANEL * (d / LMK_LANES) + d % LMK_LANES;
         for (size_t j = 0; j < slice.vectors; j++) {
             const size_t lane = LMK_LANES * j;
             f32x16 x = load(state + state_stride * d + lane);
             if (is_first) {
-                x = x * (g->first_rows ? g->first_rows[row] : g->first_fold);
-                x = load(writes->first + lane) * g->first_write[row] + x;
-                if (head->a.data) x = load(writes->v + lane) * g->first_second[row] + x;
+                x = x * (g->first_rows ? g->first_rows[d] : g->first_fold);
+                x = load(writes->first + lane) * g->first_write[d] + x;
+                if (head->a.data) x = load(writes->v + lane) * g->first_second[d] + x;
             } else {
                 x = x * g->scale_after;
             }
@@ -201,28 +209,35 @@ static void advance(const delta_head *head, const delta_memory *m, size_t begin,
                  slice_bytes = sizeof(float) * SLICE_COLUMNS * head->rows.k.width,
                  abreast = 2 * slice_bytes <= ABREAST_BYTES ? 2 : 1;
     step_block blocks[2] = {m->blocks[0], m->blocks[1]};
-    const size_t first_end = lmk_min(begin + BLOCK_STEPS, end);
-    load_steps(head, blocks, begin, 0, first_end - begin);
-    prepare_block(head, blocks, begin, first_end - begin, is_last && first_end == end, scale);
+    begin_block(head, blocks, begin, lmk_min(BLOCK_STEPS, end - begin));
+    prepare_group(head, blocks, 0, is_last && end - begin <= GROUP_STEPS, scale);
     read_state_first(head, m, place, blocks[0].groups);
     group_writes writes;
     for (size_t at = begin, current = 0; at < end; at += BLOCK_STEPS, current = 1 - current) {
         const size_t next_at = lmk_min(at + BLOCK_STEPS, end),
                      after = lmk_min(next_at + BLOCK_STEPS, end),
                      groups = lmk_divide_up(next_at - at, GROUP_STEPS);
-        if (next_at < end) {
-            load_steps(head, blocks + 1 - current, next_at, 0, after - next_at);
-            prepare_block(head, blocks + 1 - current, next_at, after - next_at,
-                          is_last && after == end, scale);
-        }
+        step_block *const block = blocks + current, *const next_block = blocks + 1 - current;
+        if (next_at < end) begin_block(head, next_block, next_at, after - next_at);
         // Side by side, so that one slice's pass goes on while the next one's u is found.
         for (size_t i = 0; i < slices; i += abreast) {
             const size_t last = lmk_min(i + abreast, slices);
             for (size_t n = 0; n < groups; n++) {
-                const step_group *const g = blocks[current].groups + n,
-                                        *const next = n + 1 < groups  ? g + 1
-                                                      : next_at < end ? blocks[1 - current].groups
-                                                                      : 0;
+                const size_t next_step = at + GROUP_STEPS * (n + 1);
+                const int is_in_block = n + 1 < groups, has_next = next_step < end;
+                // Each group is prepared while the one before it is written.
+                if (has_next && i == 0) {
+                    prepare_group(head, is_in_block ? block : next_block, is_in_block ? n + 1 : 0,
+                                  is_last && next_step + GROUP_STEPS >= end, scale);
+                    for (size_t s = next_step + GROUP_STEPS;
+                         s < lmk_min(next_step + 2 * GROUP_STEPS, end); s++)
+                        fetch_step(head, s);
+                }
+                const step_group *const g = block->groups + n, *const next =
+                                                                   !has_next ? 0
+                                                                   : is_in_block
+                                                                       ? g + 1
+                                                                       : next_block->groups;
                 const int reads = reads_of(next), ways = head->a.data ? 3 : (int)g->folding;
                 state_sweep sweep = sweep_of(head, g, next, place);
                 sweep.u = writes.u;

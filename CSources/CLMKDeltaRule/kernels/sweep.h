@@ -18,7 +18,7 @@ typedef struct state_sweep {
     float *to;
     /// Floats from row to row.
     size_t stride, rows;
-    /// In panels; `second` with a second write of each step.
+    /// [rows]; `second` with a second write of each step.
     const float *write[GROUP_STEPS], *second[GROUP_STEPS], *read[GROUP_STEPS], *query[GROUP_STEPS];
     float fold;
     const float *fold_rows;
@@ -51,43 +51,34 @@ typedef struct state_sweep {
         float *to = s->to;                                                                         \
         const size_t stride = s->stride;                                                           \
         const f32x16 fold = splat(s->fold);                                                        \
-        for (size_t left = s->rows; left > 0;) {                                                   \
-            const size_t count = left < LMK_LANES ? left : LMK_LANES;                              \
-            _Pragma("clang loop unroll_count(4)") for (size_t d = 0; d < count; d++) {             \
-                /* Before anything is stored: the compiler would load them for each vector. */     \
-                const f32x16 a0 = splat(w0[d]), a1 = splat(w1[d]);                                 \
-                const f32x16 b0 = splat((SECOND) ? x0[d] : 0), b1 = splat((SECOND) ? x1[d] : 0);   \
-                const f32x16 c0 = splat((READS)&READ_STEPS ? r0[d] : 0),                           \
-                             c1 = splat((READS)&READ_STEPS ? r1[d] : 0),                           \
-                             d0 = splat((READS)&READ_FIRST ? q0[d] : 0),                           \
-                             d1 = splat((READS)&READ_LAST ? q1[d] : 0),                            \
-                             row = splat((FOLDING) == FOLD_ROWS ? fold_rows[d] : 0);               \
-                FOR_SWEEP(VECTORS) {                                                               \
-                    f32x16 x = load(from + LMK_LANES * j);                                         \
-                    if ((FOLDING) == FOLD_NUMBER) x = x * fold;                                    \
-                    if ((FOLDING) == FOLD_ROWS) x = x * row;                                       \
-                    x = u0[j] * a0 + x;                                                            \
-                    if (SECOND) x = v0[j] * b0 + x;                                                \
-                    x = u1[j] * a1 + x;                                                            \
-                    if (SECOND) x = v1[j] * b1 + x;                                                \
-                    store(to + LMK_LANES * j, x);                                                  \
-                    if ((READS)&READ_STEPS) {                                                      \
-                        z0[j] = x * c0 + z0[j];                                                    \
-                        z1[j] = x * c1 + z1[j];                                                    \
-                    }                                                                              \
-                    if ((READS)&READ_FIRST) y0[j] = x * d0 + y0[j];                                \
-                    if ((READS)&READ_LAST) y1[j] = x * d1 + y1[j];                                 \
+        const size_t rows = s->rows;                                                               \
+        _Pragma("clang loop unroll_count(4)") for (size_t d = 0; d < rows; d++) {                  \
+            /* Before anything is stored: the compiler would load them for each vector. */         \
+            const f32x16 a0 = splat(w0[d]), a1 = splat(w1[d]);                                     \
+            const f32x16 b0 = splat((SECOND) ? x0[d] : 0), b1 = splat((SECOND) ? x1[d] : 0);       \
+            const f32x16 c0 = splat((READS)&READ_STEPS ? r0[d] : 0),                               \
+                         c1 = splat((READS)&READ_STEPS ? r1[d] : 0),                               \
+                         d0 = splat((READS)&READ_FIRST ? q0[d] : 0),                               \
+                         d1 = splat((READS)&READ_LAST ? q1[d] : 0),                                \
+                         row = splat((FOLDING) == FOLD_ROWS ? fold_rows[d] : 0);                   \
+            FOR_SWEEP(VECTORS) {                                                                   \
+                f32x16 x = load(from + LMK_LANES * j);                                             \
+                if ((FOLDING) == FOLD_NUMBER) x = x * fold;                                        \
+                if ((FOLDING) == FOLD_ROWS) x = x * row;                                           \
+                x = u0[j] * a0 + x;                                                                \
+                if (SECOND) x = v0[j] * b0 + x;                                                    \
+                x = u1[j] * a1 + x;                                                                \
+                if (SECOND) x = v1[j] * b1 + x;                                                    \
+                store(to + LMK_LANES * j, x);                                                      \
+                if ((READS)&READ_STEPS) {                                                          \
+                    z0[j] = x * c0 + z0[j];                                                        \
+                    z1[j] = x * c1 + z1[j];                                                        \
                 }                                                                                  \
-                from += stride;                                                                    \
-                to += stride;                                                                      \
+                if ((READS)&READ_FIRST) y0[j] = x * d0 + y0[j];                                    \
+                if ((READS)&READ_LAST) y1[j] = x * d1 + y1[j];                                     \
             }                                                                                      \
-            left -= count;                                                                         \
-            w0 += PANEL, w1 += PANEL;                                                              \
-            if (SECOND) x0 += PANEL, x1 += PANEL;                                                  \
-            if ((READS)&READ_STEPS) r0 += PANEL, r1 += PANEL;                                      \
-            if ((READS)&READ_FIRST) q0 += PANEL;                                                   \
-            if ((READS)&READ_LAST) q1 += PANEL;                                                    \
-            if ((FOLDING) == FOLD_ROWS) fold_rows += PANEL;                                        \
+            from += stride;                                                                        \
+            to += stride;                                                                          \
         }                                                                                          \
         float *const carry = s->carry;                                                             \
         FOR_SWEEP(VECTORS) {                                                                       \
@@ -136,12 +127,11 @@ static void read_first(const state_sweep *s, int reads) {
     LMK_UNROLL
     for (int i = 0; i < 2 * GROUP_STEPS; i++) sums[i] = splat(0);
     for (size_t d = 0; s->from && d < s->rows; d++) {
-        const size_t at = PANEL * (d / LMK_LANES) + d % LMK_LANES;
         const f32x16 x = load(s->from + s->stride * d);
-        sums[0] = x * s->read[0][at] + sums[0];
-        sums[1] = x * s->read[1][at] + sums[1];
-        if (reads & READ_FIRST) sums[2] = x * s->query[0][at] + sums[2];
-        if (reads & READ_LAST) sums[3] = x * s->query[1][at] + sums[3];
+        sums[0] = x * s->read[0][d] + sums[0];
+        sums[1] = x * s->read[1][d] + sums[1];
+        if (reads & READ_FIRST) sums[2] = x * s->query[0][d] + sums[2];
+        if (reads & READ_LAST) sums[3] = x * s->query[1][d] + sums[3];
     }
     LMK_UNROLL
     for (int i = 0; i < 2 * GROUP_STEPS; i++) store(s->carry + SLICE_COLUMNS * i, sums[i]);

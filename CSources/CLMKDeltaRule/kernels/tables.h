@@ -29,11 +29,11 @@ typedef struct delta_head {
 typedef struct step_group {
     /// The first one, and how many; their tokens.
     size_t step, count, token[GROUP_STEPS];
-    /// Rows in panels, [panel][16][16]: what reads the state before the group, for u and for o, and
+    /// Rows of key_dim: what reads the state before the group, for u and for o, and
     /// what is written. Null where there is none.
     const float *read[GROUP_STEPS], *query[GROUP_STEPS], *write[GROUP_STEPS], *second[GROUP_STEPS];
-    /// v, in panels.
-    const float *value[GROUP_STEPS];
+    /// v, in its tensor.
+    const void *value[GROUP_STEPS];
     /// The state is multiplied by `fold`, or row by row, as it is written.
     enum { FOLD_NONE, FOLD_NUMBER, FOLD_ROWS } folding;
     float fold;
@@ -54,15 +54,16 @@ typedef struct step_group {
 
 /// BLOCK_STEPS steps, prepared.
 typedef struct step_block {
-    /// In panels: k and q scaled; with decays what reads and writes; b or k where there are two.
-    float *k, *q, *read, *write, *second, *decay, *fold, *a, *b;
-    /// v in panels.
-    float *values;
+    /// Rows one after the other, [16][16 panels]: what is widened or brought to unit length, and
+    /// with decays per key what reads, writes and folds.
+    float *k, *q, *a, *b, *read, *query, *write, *second, *fold, *first;
     /// A row of zeros.
     const float *zeros;
-    float rate[BLOCK_STEPS];
+    /// Of its steps; the decay where dimensions share it, and what brings k and q, of tokens, to
+    /// unit length.
+    float rate[BLOCK_STEPS], decay[BLOCK_STEPS + 1], k_factors[BLOCK_STEPS], q_factors[BLOCK_STEPS];
     step_group groups[BLOCK_STEPS];
-    size_t count;
+    size_t begin, count;
 } step_block;
 
 /// A worker's memory, beside states.
