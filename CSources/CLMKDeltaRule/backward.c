@@ -25,8 +25,8 @@ typedef struct backward_call {
 typedef struct backward_memory {
     delta_memory steps;
     delta_chunk chunk;
-    /// Of the head at hand: its state in slices.
-    float *slices;
+    /// Of the head at hand: its state in slices, and what is read of it.
+    float *slices, *carries;
     /// Of each head of a unit: e of all steps, states at the blocks' starts, dS, and states at the
     /// starts of a block's chunks.
     float *errors, *checkpoints, *dstates, *states;
@@ -52,10 +52,11 @@ static size_t lay_out(const backward_call *call, float *memory, backward_memory 
                  sums = call->group > 1 ? block * call->unit_keys : 0,
                  general = r->is_generalized ? 1 : 0;
     *m = (backward_memory){0};
-    size_t floats = lmk_delta_memory_layout(r, r->value_dim, memory, &m->steps);
+    size_t floats = lmk_delta_memory_layout(r, memory, &m->steps);
     floats += lmk_delta_chunk_layout(r, r->value_dim, 1, memory ? memory + floats : 0, &m->chunk);
     const matrix_part parts[] = {
         {&m->slices, SLICE_COLUMNS * r->key_dim * panels_of(r->value_dim)},
+        {&m->carries, CARRY_FLOATS * panels_of(r->value_dim)},
         {&m->errors, error_floats(call) * heads},
         {&m->checkpoints, state * call->blocks * heads},
         {&m->dstates, state * heads},
@@ -231,8 +232,9 @@ static void keep_errors(const backward_call *call, const backward_unit *u,
         for (size_t begin = 0; begin < u->steps; begin += block) {
             call->kernels->transpose(&head, m->slices, scale,
                                      checkpoint_of(call, m, i, begin / block));
-            call->kernels->advance(&head, &m->steps, begin, lmk_min(begin + block, u->steps), 0,
-                                   &place, &scale, 0, m->errors + error_floats(call) * i, 0, 0);
+            call->kernels->advance(&head, &m->steps, begin, lmk_min(begin + block, u->steps),
+                                   u->steps, &place, m->carries, &scale, 0,
+                                   m->errors + error_floats(call) * i, 0, 0);
         }
     }
 }

@@ -24,7 +24,7 @@ typedef struct forward_unit {
 /// is to be multiplied with.
 typedef struct worker_memory {
     delta_memory steps;
-    float *fetch, *states, *scales;
+    float *fetch, *states, *scales, *carries;
     /// Of the chunked form: a chunk, and another state.
     delta_chunk chunk;
     float *other_state;
@@ -48,13 +48,14 @@ static size_t worker_layout(const forward_call *call, float *memory, worker_memo
     const size_t columns = lmk_min(call->plan.group_columns, r->value_dim),
                  state = PANEL * panels_of(r->key_dim) * panels_of(columns),
                  chunked = is_chunked(r) ? 1 : 0;
-    size_t steps = lmk_delta_memory_layout(r, columns, memory, &to->steps);
+    size_t steps = lmk_delta_memory_layout(r, memory, &to->steps);
     if (chunked)
         steps += lmk_delta_chunk_layout(r, columns, 0, memory ? memory + steps : 0, &to->chunk);
     const matrix_part parts[] = {
         {&to->fetch, lmk_round_up(sizeof(fetch_column) * fetches_of(call), 64) / sizeof(float)},
         {&to->states, call->plan.unit_heads * lmk_max(slice_floats(r, columns), chunked * state)},
         {&to->scales, call->plan.unit_heads},
+        {&to->carries, call->plan.unit_heads * CARRY_FLOATS * panels_of(columns)},
         {&to->other_state, chunked * state},
     };
     return steps +
@@ -178,8 +179,9 @@ static void run_in_place(const forward_call *call, const forward_unit *u,
         const state_place place = {r->initial_state + at, call->results->final_state + at,
                                    r->value_dim, SLICE_COLUMNS};
         float scale = 1;
-        call->kernels->advance(&head, &memory->steps, 0, r->steps * u->tokens, 1, &place, &scale, 0,
-                               0, 0, 0);
+        const size_t steps = r->steps * u->tokens;
+        call->kernels->advance(&head, &memory->steps, 0, steps, steps, &place, memory->carries,
+                               &scale, 0, 0, 0, 0);
     }
 }
 
@@ -188,7 +190,8 @@ static void run_blocks(const forward_call *call, const forward_unit *u,
                        const worker_memory *memory) {
     const lmk_delta_rule *const r = call->rule;
     const lmk_delta_rule_results *const results = call->results;
-    const size_t size = r->key_dim * r->value_dim, state_floats = slice_floats(r, u->columns);
+    const size_t size = r->key_dim * r->value_dim, state_floats = slice_floats(r, u->columns),
+                 carry_floats = CARRY_FLOATS * panels_of(u->columns);
     const size_t before = results->states ? kept_before(call, u) : 0;
     for (size_t i = 0; i < u->heads; i++) {
         const delta_head head = head_of(call, u, i);
@@ -216,8 +219,9 @@ static void run_blocks(const forward_call *call, const forward_unit *u,
             const state_place place = {state, state, SLICE_COLUMNS, SLICE_COLUMNS * r->key_dim};
             lmk_fetch_next(&list, share, columns);
             call->kernels->advance(&head, &memory->steps, r->steps * begin, r->steps * end,
-                                   end == u->tokens, &place, memory->scales + i,
-                                   results->states ? &kept : 0, 0, columns, share);
+                                   r->steps * u->tokens, &place, memory->carries + carry_floats * i,
+                                   memory->scales + i, results->states ? &kept : 0, 0, columns,
+                                   share);
         }
     }
     for (size_t i = 0; results->final_state && i < u->heads; i++) {

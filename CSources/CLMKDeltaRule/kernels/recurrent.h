@@ -175,8 +175,8 @@ static void export_state(const delta_head *head, const float *state, float *to, 
 }
 
 /// z and y of the first group, from the state as it is.
-static void read_state_first(const delta_head *head, const delta_memory *m,
-                             const state_place *place, const step_group *g) {
+static void read_state_first(const delta_head *head, float *carries, const state_place *place,
+                             const step_group *g) {
     const size_t slices = slices_of(head);
     for (size_t i = 0; i < slices; i++) {
         const column_slice slice = slice_of(head, i);
@@ -187,7 +187,7 @@ static void read_state_first(const delta_head *head, const delta_memory *m,
                 .rows = head->rows.k.width,
                 .read = {g->read[0], g->read[1]},
                 .query = {g->query[0], g->query[1]},
-                .carry = m->carry + CARRY_FLOATS * i + LMK_LANES * j};
+                .carry = carries + CARRY_FLOATS * i + LMK_LANES * j};
             read_first(&first, reads_of(g));
         }
     }
@@ -203,34 +203,38 @@ LMK_INLINE void fetch_lines(const fetch_column *column) {
 #define ABREAST_BYTES ((size_t)32 << 10)
 
 static void advance(const delta_head *head, const delta_memory *m, size_t begin, size_t end,
-                    int is_last, const state_place *place, float *scale, const kept_states *kept,
-                    float *errors, const fetch_column *fetch, size_t fetches) {
+                    size_t steps, const state_place *place, float *carries, float *scale,
+                    const kept_states *kept, float *errors, const fetch_column *fetch,
+                    size_t fetches) {
     const size_t slices = slices_of(head),
                  slice_bytes = sizeof(float) * SLICE_COLUMNS * head->rows.k.width,
                  abreast = 2 * slice_bytes <= ABREAST_BYTES ? 2 : 1;
     step_block blocks[2] = {m->blocks[0], m->blocks[1]};
     begin_block(head, blocks, begin, lmk_min(BLOCK_STEPS, end - begin));
-    prepare_group(head, blocks, 0, is_last && end - begin <= GROUP_STEPS, scale);
-    read_state_first(head, m, place, blocks[0].groups);
+    prepare_group(head, blocks, 0, steps - begin <= GROUP_STEPS, scale);
+    if (begin == 0) read_state_first(head, carries, place, blocks[0].groups);
     group_writes writes;
     for (size_t at = begin, current = 0; at < end; at += BLOCK_STEPS, current = 1 - current) {
         const size_t next_at = lmk_min(at + BLOCK_STEPS, end),
-                     after = lmk_min(next_at + BLOCK_STEPS, end),
+                     after = lmk_min(next_at + BLOCK_STEPS, steps),
                      groups = lmk_divide_up(next_at - at, GROUP_STEPS);
         step_block *const block = blocks + current, *const next_block = blocks + 1 - current;
-        if (next_at < end) begin_block(head, next_block, next_at, after - next_at);
+        if (next_at < steps) begin_block(head, next_block, next_at, after - next_at);
         // Side by side, so that one slice's pass goes on while the next one's u is found.
         for (size_t i = 0; i < slices; i += abreast) {
             const size_t last = lmk_min(i + abreast, slices);
             for (size_t n = 0; n < groups; n++) {
                 const size_t next_step = at + GROUP_STEPS * (n + 1);
-                const int is_in_block = n + 1 < groups, has_next = next_step < end;
+                const int is_in_block = n + 1 < groups, has_next = next_step < steps;
                 // Each group is prepared while the one before it is written.
                 if (has_next && i == 0) {
+                    // That of the next call is prepared once more there.
+                    float same = *scale;
                     prepare_group(head, is_in_block ? block : next_block, is_in_block ? n + 1 : 0,
-                                  is_last && next_step + GROUP_STEPS >= end, scale);
+                                  next_step + GROUP_STEPS >= steps,
+                                  next_step < end ? scale : &same);
                     for (size_t s = next_step + GROUP_STEPS;
-                         s < lmk_min(next_step + 2 * GROUP_STEPS, end); s++)
+                         s < lmk_min(next_step + 2 * GROUP_STEPS, steps); s++)
                         fetch_step(head, s);
                 }
                 const step_group *const g = block->groups + n, *const next =
@@ -246,7 +250,7 @@ static void advance(const delta_head *head, const delta_memory *m, size_t begin,
                     const column_slice slice = slice_of(head, s);
                     const float *const from = place->from + place->slice_step * s;
                     float *const to = place->to + place->slice_step * s, *const carry =
-                                                                             m->carry +
+                                                                             carries +
                                                                              CARRY_FLOATS * s;
                     if (fetches > 0) fetch_lines(fetch++), fetches--;
                     solve_group(head, g, slice, carry, errors, &writes);

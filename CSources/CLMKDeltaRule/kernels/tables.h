@@ -69,8 +69,6 @@ typedef struct step_block {
 /// A worker's memory, beside states.
 typedef struct delta_memory {
     step_block blocks[2];
-    /// z and y of the next group, for each slice.
-    float *carry;
 } delta_memory;
 
 /// Floats of what is carried of a slice, [2][GROUP_STEPS][SLICE_COLUMNS].
@@ -125,13 +123,15 @@ typedef struct delta_rule_kernels {
     /// SLICE_COLUMNS, [slice][key_dim][SLICE_COLUMNS]. A null `from` is zero.
     void (*import_state)(const delta_head *head, const float *from, size_t stride, float *state);
     void (*export_state)(const delta_head *head, const float *state, float *to, size_t stride);
-    /// Takes steps begin ..< end of the sequence into the state, `begin` being a multiple of
-    /// BLOCK_STEPS; writes o where there is one, and e = v - z of each step where there are
+    /// Takes steps begin ..< end of a sequence of `steps` into the state, `begin` being a multiple
+    /// of BLOCK_STEPS; writes o where there is one, and e = v - z of each step where there are
     /// `errors` [steps, width]. The state is `scale` times what is stored, and what is stored after
-    /// the last step of a sequence. Each pass fetches a column while there are some.
+    /// the last step of the sequence. `carries`, CARRY_FLOATS for each slice, takes what the next
+    /// call needs of the state. Each pass fetches a column while there are some.
     void (*advance)(const delta_head *head, const delta_memory *memory, size_t begin, size_t end,
-                    int is_last, const state_place *place, float *scale, const kept_states *kept,
-                    float *errors, const fetch_column *fetch, size_t fetches);
+                    size_t steps, const state_place *place, float *carries, float *scale,
+                    const kept_states *kept, float *errors, const fetch_column *fetch,
+                    size_t fetches);
     /// The same between a state and panels, and a chunk of steps on those.
     void (*import_panels)(const float *from, size_t stride, size_t rows, size_t columns,
                           float *state);
