@@ -113,9 +113,10 @@ typedef struct delta_chunk {
     float *q, *k, *a, *b, *v, *e, *u, *outputs, *du, *dz, *dv, *ddecay, *rates;
     /// dS with keys in rows.
     float *dstate;
-    /// e of the steps from the first one on, [steps, value_dim].
+    /// e of all steps, [steps, value_dim].
     const float *errors;
-    size_t first_step;
+    /// What is read next: it is brought into L1 meanwhile.
+    near_rows near;
 } delta_chunk;
 
 typedef struct delta_rule_kernels {
