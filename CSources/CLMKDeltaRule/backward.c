@@ -270,8 +270,7 @@ static fetch_list fetches_from(const backward_call *call, const backward_unit *u
 }
 
 /// The recurrence without queries; heads in turn, block by block.
-static void keep_errors(const backward_call *call, const backward_unit *u,
-                        const backward_memory *m) {
+static void keep_errors(const backward_call *call, const backward_unit *u, backward_memory *m) {
     const lmk_delta_rule *const r = call->rule;
     const size_t block = CHUNK_TOKENS * call->block_chunks, size = r->key_dim * r->value_dim;
     fetch_column *const columns = (fetch_column *)(void *)m->fetch;

@@ -169,25 +169,19 @@ static size_t kept_before(const forward_call *call, const forward_unit *u) {
     return before;
 }
 
-/// Where one pass reads and writes the whole state, it lies where it is.
-static void run_in_place(const forward_call *call, const forward_unit *u,
-                         const worker_memory *memory) {
+/// One step, on the state where it lies.
+static void run_step(const forward_call *call, const forward_unit *u, worker_memory *memory) {
     const lmk_delta_rule *const r = call->rule;
     for (size_t i = 0; i < u->heads; i++) {
         const delta_head head = head_of(call, u, i);
         const size_t at = state_at(r, u, i);
-        const state_place place = {r->initial_state + at, call->results->final_state + at,
-                                   r->value_dim, SLICE_COLUMNS};
-        float scale = 1;
-        const size_t steps = r->steps * u->tokens;
-        call->kernels->advance(&head, &memory->steps, 0, steps, steps, &place, memory->carries,
-                               &scale, 0, 0, 0, 0);
+        call->kernels->step(&head, &memory->steps, r->initial_state + at,
+                            call->results->final_state + at, r->value_dim);
     }
 }
 
 /// Heads in turn, block by block, so that what lies side by side in memory is used together.
-static void run_blocks(const forward_call *call, const forward_unit *u,
-                       const worker_memory *memory) {
+static void run_blocks(const forward_call *call, const forward_unit *u, worker_memory *memory) {
     const lmk_delta_rule *const r = call->rule;
     const lmk_delta_rule_results *const results = call->results;
     const size_t size = r->key_dim * r->value_dim, state_floats = slice_floats(r, u->columns),
@@ -233,8 +227,7 @@ static void run_blocks(const forward_call *call, const forward_unit *u,
 
 /// A head after the other, in chunks. Where a state is kept inside one, a copy of it goes the rest
 /// of the way, so that no result depends on the stride.
-static void run_chunks(const forward_call *call, const forward_unit *u,
-                       const worker_memory *memory) {
+static void run_chunks(const forward_call *call, const forward_unit *u, worker_memory *memory) {
     const lmk_delta_rule *const r = call->rule;
     const lmk_delta_rule_results *const results = call->results;
     const delta_rule_kernels *const kernels = call->kernels;
@@ -276,12 +269,11 @@ static void run_unit(void *context, size_t slot, unsigned worker) {
     const forward_unit u = unit_of(call, slot);
     worker_memory memory;
     worker_layout(call, call->workers + call->worker_floats * worker, &memory);
-    const int is_one_pass = r->initial_state && call->results->final_state &&
-                            !call->results->states && r->value_dim % CHUNK_TOKENS == 0 &&
-                            r->steps * u.tokens <= GROUP_STEPS;
+    const int is_step = r->initial_state && call->results->final_state && !call->results->states &&
+                        r->value_dim % CHUNK_TOKENS == 0 && r->steps * u.tokens == 1;
     if (u.tokens == 0) pass_on(call, &u);
     else if (is_chunked(r)) run_chunks(call, &u, &memory);
-    else if (is_one_pass) run_in_place(call, &u, &memory);
+    else if (is_step) run_step(call, &u, &memory);
     else run_blocks(call, &u, &memory);
 }
 

@@ -202,14 +202,13 @@ LMK_INLINE void fetch_lines(const fetch_column *column) {
 /// Bytes of two slices that stay in L1.
 #define ABREAST_BYTES ((size_t)32 << 10)
 
-static void advance(const delta_head *head, const delta_memory *m, size_t begin, size_t end,
-                    size_t steps, const state_place *place, float *carries, float *scale,
-                    const kept_states *kept, float *errors, const fetch_column *fetch,
-                    size_t fetches) {
+static void advance(const delta_head *head, delta_memory *m, size_t begin, size_t end, size_t steps,
+                    const state_place *place, float *carries, float *scale, const kept_states *kept,
+                    float *errors, const fetch_column *fetch, size_t fetches) {
     const size_t slices = slices_of(head),
                  slice_bytes = sizeof(float) * SLICE_COLUMNS * head->rows.k.width,
                  abreast = 2 * slice_bytes <= ABREAST_BYTES ? 2 : 1;
-    step_block blocks[2] = {m->blocks[0], m->blocks[1]};
+    step_block *const blocks = m->blocks;
     begin_block(head, blocks, begin, lmk_min(BLOCK_STEPS, end - begin));
     prepare_group(head, blocks, 0, steps - begin <= GROUP_STEPS, scale);
     if (begin == 0) read_state_first(head, carries, place, blocks[0].groups);
@@ -264,4 +263,75 @@ static void advance(const delta_head *head, const delta_memory *m, size_t begin,
             }
         }
     }
+}
+
+// MARK: Decoding
+
+/// VECTORS 16 columns of one step: what is read, then what is written, which by then is in L1.
+#define DEFINE_STEP(VECTORS)                                                                       \
+    LMK_INLINE void step_##VECTORS(const delta_head *head, const step_group *g,                    \
+                                   int is_generalized, int has_rows, size_t at, const float *from, \
+                                   float *to, size_t stride) {                                     \
+        const float *const r = g->read[0], *const q = g->query[0] ? g->query[0] : r,               \
+                           *const fold_rows = g->fold_rows, *const w = g->write[0],                \
+                           *const x = g->second[0];                                                \
+        const size_t rows = head->rows.k.width;                                                    \
+        group_writes writes;                                                                       \
+        float carry[CARRY_FLOATS] = {0};                                                           \
+        f32x16 z[VECTORS], y[VECTORS];                                                             \
+        FOR_SWEEP(VECTORS) z[j] = y[j] = splat(0);                                                 \
+        for (size_t d = 0; d < rows; d++) {                                                        \
+            const f32x16 a = splat(r[d]), b = splat(q[d]);                                         \
+            FOR_SWEEP(VECTORS) {                                                                   \
+                const f32x16 state = load(from + stride * d + LMK_LANES * j);                      \
+                z[j] = state * a + z[j];                                                           \
+                y[j] = state * b + y[j];                                                           \
+            }                                                                                      \
+        }                                                                                          \
+        f32x16 u[VECTORS], v[VECTORS];                                                             \
+        FOR_SWEEP(VECTORS) {                                                                       \
+            store(carry, z[j]);                                                                    \
+            store(carry + 2 * SLICE_COLUMNS, y[j]);                                                \
+            solve_columns(head, g, is_generalized, 0, at + LMK_LANES * j, carry, 0, &writes);      \
+            u[j] = load(writes.u);                                                                 \
+            v[j] = load(writes.v);                                                                 \
+        }                                                                                          \
+        for (size_t d = 0; d < rows; d++) {                                                        \
+            const f32x16 fold = splat(has_rows ? fold_rows[d] : g->fold), a = splat(w[d]),         \
+                         b = splat(is_generalized ? x[d] : 0);                                     \
+            FOR_SWEEP(VECTORS) {                                                                   \
+                f32x16 state = load(from + stride * d + LMK_LANES * j) * fold;                     \
+                state = u[j] * a + state;                                                          \
+                if (is_generalized) state = v[j] * b + state;                                      \
+                store(to + stride * d + LMK_LANES * j, state);                                     \
+            }                                                                                      \
+        }                                                                                          \
+    }
+
+DEFINE_STEP(1)
+DEFINE_STEP(2)
+DEFINE_STEP(4)
+
+LMK_INLINE void step_columns(const delta_head *head, const step_group *g, int is_generalized,
+                             int has_rows, const float *from, float *to, size_t stride) {
+    const size_t width = head->rows.v.width;
+    size_t at = 0;
+    for (; at + 4 * LMK_LANES <= width; at += 4 * LMK_LANES)
+        step_4(head, g, is_generalized, has_rows, at, from + at, to + at, stride);
+    for (; at + 2 * LMK_LANES <= width; at += 2 * LMK_LANES)
+        step_2(head, g, is_generalized, has_rows, at, from + at, to + at, stride);
+    for (; at + LMK_LANES <= width; at += LMK_LANES)
+        step_1(head, g, is_generalized, has_rows, at, from + at, to + at, stride);
+}
+
+static void step(const delta_head *head, delta_memory *m, const float *from, float *to,
+                 size_t stride) {
+    step_block *const block = m->blocks;
+    float scale = 1;
+    begin_block(head, block, 0, 1);
+    prepare_group(head, block, 0, 1, &scale);
+    const step_group *const g = block->groups;
+    if (head->a.data) step_columns(head, g, 1, 1, from, to, stride);
+    else if (g->fold_rows) step_columns(head, g, 0, 1, from, to, stride);
+    else step_columns(head, g, 0, 0, from, to, stride);
 }

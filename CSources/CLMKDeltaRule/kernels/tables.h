@@ -62,7 +62,7 @@ typedef struct step_block {
     /// Of its steps; the decay where dimensions share it, and what brings k and q, of tokens, to
     /// unit length.
     float rate[BLOCK_STEPS], decay[BLOCK_STEPS + 1], k_factors[BLOCK_STEPS], q_factors[BLOCK_STEPS];
-    step_group groups[BLOCK_STEPS];
+    step_group groups[BLOCK_STEPS / GROUP_STEPS];
     size_t begin, count;
 } step_block;
 
@@ -129,10 +129,14 @@ typedef struct delta_rule_kernels {
     /// `errors` [steps, width]. The state is `scale` times what is stored, and what is stored after
     /// the last step of the sequence. `carries`, CARRY_FLOATS for each slice, takes what the next
     /// call needs of the state. Each pass fetches a column while there are some.
-    void (*advance)(const delta_head *head, const delta_memory *memory, size_t begin, size_t end,
+    void (*advance)(const delta_head *head, delta_memory *memory, size_t begin, size_t end,
                     size_t steps, const state_place *place, float *carries, float *scale,
                     const kept_states *kept, float *errors, const fetch_column *fetch,
                     size_t fetches);
+    /// One step on a state where it lies, [key_dim, width of v] at `stride`; the width is a
+    /// multiple of 16. `from` and `to` may be the same.
+    void (*step)(const delta_head *head, delta_memory *memory, const float *from, float *to,
+                 size_t stride);
     /// The same between a state and panels, and a chunk of steps on those.
     void (*import_panels)(const float *from, size_t stride, size_t rows, size_t columns,
                           float *state);
