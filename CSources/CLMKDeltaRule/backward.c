@@ -1,5 +1,6 @@
 // Backward: the recurrence again, which keeps what each step corrected and states at the starts of
 // blocks, then chunks from last to first.
+#include "lmk_token_fetch.h"
 #include "problem.h"
 
 /// Bytes of what steps corrected, for the heads that a worker takes side by side.
@@ -25,8 +26,11 @@ typedef struct backward_call {
 typedef struct backward_memory {
     delta_memory steps;
     delta_chunk chunk;
-    /// Of the head at hand: its state in slices.
-    float *slices;
+    /// Columns of lines that are fetched during a block of one head.
+    float *fetch;
+    /// Of each head of a unit: its state in slices, what is read of it and what it is multiplied
+    /// with.
+    float *slices, *carries, *scales;
     /// Of each head of a unit: e of all steps, states at the blocks' starts, dS, and states at the
     /// starts of a block's chunks.
     float *errors, *checkpoints, *dstates, *states;
@@ -45,6 +49,19 @@ static size_t error_floats(const backward_call *call) {
     return lmk_round_up(call->steps * call->rule->value_dim, 16);
 }
 
+static size_t slice_floats(const backward_call *call) {
+    return SLICE_COLUMNS * call->rule->key_dim * panels_of(call->rule->value_dim);
+}
+
+static size_t carry_floats(const backward_call *call) {
+    return CARRY_FLOATS * panels_of(call->rule->value_dim);
+}
+
+/// Passes over a state in a block, each of which fetches a column.
+static size_t fetches_of(const backward_call *call) {
+    return CHUNK_TOKENS / GROUP_STEPS * call->block_chunks * panels_of(call->rule->value_dim);
+}
+
 static size_t lay_out(const backward_call *call, float *memory, backward_memory *m) {
     const lmk_delta_rule *const r = call->rule;
     const size_t state = transposed_floats(&call->view), heads = unit_heads(call),
@@ -52,10 +69,13 @@ static size_t lay_out(const backward_call *call, float *memory, backward_memory 
                  sums = call->group > 1 ? block * call->unit_keys : 0,
                  general = r->is_generalized ? 1 : 0;
     *m = (backward_memory){0};
-    size_t floats = lmk_delta_memory_layout(r, r->value_dim, memory, &m->steps);
+    size_t floats = lmk_delta_memory_layout(r, memory, &m->steps);
     floats += lmk_delta_chunk_layout(r, r->value_dim, 1, memory ? memory + floats : 0, &m->chunk);
     const matrix_part parts[] = {
-        {&m->slices, SLICE_COLUMNS * r->key_dim * panels_of(r->value_dim)},
+        {&m->fetch, lmk_round_up(sizeof(fetch_column) * fetches_of(call), 64) / sizeof(float)},
+        {&m->slices, slice_floats(call) * heads},
+        {&m->carries, carry_floats(call) * heads},
+        {&m->scales, heads},
         {&m->errors, error_floats(call) * heads},
         {&m->checkpoints, state * call->blocks * heads},
         {&m->dstates, state * heads},
@@ -216,25 +236,88 @@ static void store_sums(const backward_call *call, const backward_unit *u, const 
 
 // MARK: Units of work
 
-/// The recurrence without queries.
-static void keep_errors(const backward_call *call, const backward_unit *u,
-                        const backward_memory *m) {
+/// The rows that the recurrence needs in the block that begins at step `begin`.
+static fetch_list fetches_from(const backward_call *call, const backward_unit *u, size_t begin) {
+    const lmk_delta_rule *const r = call->rule;
+    fetch_list list = {0};
+    if (begin >= u->steps) return list;
+    const size_t steps = lmk_min(CHUNK_TOKENS * call->block_chunks, u->steps - begin),
+                 size = lmk_dtype_size(r->dtype), key_heads = u->heads / call->group,
+                 token = begin / r->steps, tokens = lmk_divide_up(steps, r->steps);
+    const delta_head head = head_of(call, u, 0);
+    const struct {
+        const void *data;
+        size_t size;
+        lmk_token_strides strides;
+        size_t row, rows, heads, width;
+    } tensors[] = {
+        {head.rows.k.data, size, r->k_strides, begin, steps, key_heads, r->key_dim},
+        {head.rows.v.data, size, r->v_strides, begin, steps, key_heads, r->value_dim},
+        {r->decay == LMK_DECAY_KEY ? head.rows.log_decay : 0, sizeof(float), r->log_decay_strides,
+         token, tokens, u->heads, r->key_dim},
+        {head.a.data, size, r->a_strides, begin, steps, key_heads, r->key_dim},
+        {head.b.data, size, r->b_strides, begin, steps, key_heads, r->key_dim},
+    };
+    for (size_t i = 0; i < sizeof tensors / sizeof *tensors; i++) {
+        if (!tensors[i].data) continue;
+        const char *const data = tensors[i].data;
+        const size_t stride = tensors[i].strides.token;
+        lmk_fetch_add(&list, data + tensors[i].size * stride * tensors[i].row, tensors[i].size,
+                      stride, tensors[i].strides.head, tensors[i].rows, tensors[i].heads,
+                      tensors[i].width);
+    }
+    return list;
+}
+
+/// The recurrence without queries; heads in turn, block by block.
+static void keep_errors(const backward_call *call, const backward_unit *u, backward_memory *m) {
     const lmk_delta_rule *const r = call->rule;
     const size_t block = CHUNK_TOKENS * call->block_chunks, size = r->key_dim * r->value_dim;
+    fetch_column *const columns = (fetch_column *)(void *)m->fetch;
     for (size_t i = 0; i < u->heads; i++) {
         const delta_head head = head_of(call, u, i);
-        const state_place place = {m->slices, m->slices, SLICE_COLUMNS, SLICE_COLUMNS * r->key_dim};
-        float scale = 1;
+        m->scales[i] = 1;
         call->kernels->import_state(
             &head, r->initial_state ? r->initial_state + size * state_index(call, u, i) : 0,
-            r->value_dim, m->slices);
-        for (size_t begin = 0; begin < u->steps; begin += block) {
-            call->kernels->transpose(&head, m->slices, scale,
+            r->value_dim, m->slices + slice_floats(call) * i);
+    }
+    for (size_t begin = 0; begin < u->steps; begin += block) {
+        const size_t end = lmk_min(begin + block, u->steps);
+        fetch_list list = fetches_from(call, u, end);
+        const size_t share = lmk_min(lmk_divide_up(list.columns, u->heads), fetches_of(call));
+        for (size_t i = 0; i < u->heads; i++) {
+            const delta_head head = head_of(call, u, i);
+            float *const slices = m->slices + slice_floats(call) * i;
+            const state_place place = {slices, slices, SLICE_COLUMNS, SLICE_COLUMNS * r->key_dim};
+            lmk_fetch_next(&list, share, columns);
+            call->kernels->transpose(&head, slices, m->scales[i],
                                      checkpoint_of(call, m, i, begin / block));
-            call->kernels->advance(&head, &m->steps, begin, lmk_min(begin + block, u->steps), 0,
-                                   &place, &scale, 0, m->errors + error_floats(call) * i, 0, 0);
+            call->kernels->advance(&head, &m->steps, begin, end, u->steps, &place,
+                                   m->carries + carry_floats(call) * i, m->scales + i, 0,
+                                   m->errors + error_floats(call) * i, columns, share);
         }
     }
+}
+
+/// What a chunk of a head reads; that of tokens only about where there are several steps.
+static near_rows rows_of_chunk(const backward_call *call, const backward_unit *u, size_t i,
+                               size_t step, const float *errors, int reads) {
+    const delta_head head = head_of(call, u, i);
+    const lmk_delta_rule *const r = call->rule;
+    near_rows near = {.token = step};
+    add_near_rows(&near, head.rows.k);
+    add_near_rows(&near, (token_rows){errors, r->value_dim, LMK_FLOAT32, r->value_dim});
+    if (r->decay == LMK_DECAY_KEY) {
+        add_near_rows(&near, (token_rows){head.rows.log_decay, head.rows.log_decay_stride,
+                                          LMK_FLOAT32, r->key_dim});
+    }
+    if (!reads || r->steps > 1) return near;
+    add_near_rows(&near, head.rows.q);
+    const token_rows_out output =
+        rows_out(call, u, (void *)(uintptr_t)call->gradients->output,
+                 call->gradients->output_strides, 1, head_index(call, u, i), r->value_dim);
+    add_near_rows(&near, (token_rows){output.data, output.stride, output.dtype, output.width});
+    return near;
 }
 
 /// The chunks of one block, from last to first.
@@ -251,6 +334,7 @@ static void retreat_block(const backward_call *call, const backward_unit *u,
                                                           checkpoint_of(call, m, i, block);
         for (size_t n = 0; n < size; n++) first[n] = checkpoint[n];
         for (size_t n = 0; n + 1 < chunks; n++) {
+            chunk.near = rows_of_chunk(call, u, i, begin + CHUNK_TOKENS * (n + 1), chunk.errors, 0);
             call->kernels->sweep(&head, &chunk, begin + CHUNK_TOKENS * n, CHUNK_TOKENS,
                                  state_of(call, m, i, n), state_of(call, m, i, n + 1));
         }
@@ -261,6 +345,13 @@ static void retreat_block(const backward_call *call, const backward_unit *u,
             const delta_head head = head_of(call, u, i);
             const delta_gradients to = gradients_of(call, u, m, i, begin);
             chunk.errors = m->errors + error_floats(call) * i;
+            const int is_last = i + 1 == u->heads;
+            const size_t after = is_last ? 0 : i + 1;
+            chunk.near.count = 0;
+            if (!is_last || n > 0) {
+                chunk.near = rows_of_chunk(call, u, after, is_last ? step - CHUNK_TOKENS : step,
+                                           m->errors + error_floats(call) * after, 1);
+            }
             call->kernels->retreat(&head, &to, &chunk, step, lmk_min(CHUNK_TOKENS, end - step),
                                    state_of(call, m, i, n), m->dstates + size * i);
         }

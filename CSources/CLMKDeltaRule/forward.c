@@ -24,7 +24,7 @@ typedef struct forward_unit {
 /// is to be multiplied with.
 typedef struct worker_memory {
     delta_memory steps;
-    float *fetch, *states, *scales;
+    float *fetch, *states, *scales, *carries;
     /// Of the chunked form: a chunk, and another state.
     delta_chunk chunk;
     float *other_state;
@@ -48,13 +48,14 @@ static size_t worker_layout(const forward_call *call, float *memory, worker_memo
     const size_t columns = lmk_min(call->plan.group_columns, r->value_dim),
                  state = PANEL * panels_of(r->key_dim) * panels_of(columns),
                  chunked = is_chunked(r) ? 1 : 0;
-    size_t steps = lmk_delta_memory_layout(r, columns, memory, &to->steps);
+    size_t steps = lmk_delta_memory_layout(r, memory, &to->steps);
     if (chunked)
         steps += lmk_delta_chunk_layout(r, columns, 0, memory ? memory + steps : 0, &to->chunk);
     const matrix_part parts[] = {
         {&to->fetch, lmk_round_up(sizeof(fetch_column) * fetches_of(call), 64) / sizeof(float)},
         {&to->states, call->plan.unit_heads * lmk_max(slice_floats(r, columns), chunked * state)},
         {&to->scales, call->plan.unit_heads},
+        {&to->carries, call->plan.unit_heads * CARRY_FLOATS * panels_of(columns)},
         {&to->other_state, chunked * state},
     };
     return steps +
@@ -168,27 +169,23 @@ static size_t kept_before(const forward_call *call, const forward_unit *u) {
     return before;
 }
 
-/// Where one pass reads and writes the whole state, it lies where it is.
-static void run_in_place(const forward_call *call, const forward_unit *u,
-                         const worker_memory *memory) {
+/// One step, on the state where it lies.
+static void run_step(const forward_call *call, const forward_unit *u, worker_memory *memory) {
     const lmk_delta_rule *const r = call->rule;
     for (size_t i = 0; i < u->heads; i++) {
         const delta_head head = head_of(call, u, i);
         const size_t at = state_at(r, u, i);
-        const state_place place = {r->initial_state + at, call->results->final_state + at,
-                                   r->value_dim, SLICE_COLUMNS};
-        float scale = 1;
-        call->kernels->advance(&head, &memory->steps, 0, r->steps * u->tokens, 1, &place, &scale, 0,
-                               0, 0, 0);
+        call->kernels->step(&head, &memory->steps, r->initial_state + at,
+                            call->results->final_state + at, r->value_dim);
     }
 }
 
 /// Heads in turn, block by block, so that what lies side by side in memory is used together.
-static void run_blocks(const forward_call *call, const forward_unit *u,
-                       const worker_memory *memory) {
+static void run_blocks(const forward_call *call, const forward_unit *u, worker_memory *memory) {
     const lmk_delta_rule *const r = call->rule;
     const lmk_delta_rule_results *const results = call->results;
-    const size_t size = r->key_dim * r->value_dim, state_floats = slice_floats(r, u->columns);
+    const size_t size = r->key_dim * r->value_dim, state_floats = slice_floats(r, u->columns),
+                 carry_floats = CARRY_FLOATS * panels_of(u->columns);
     const size_t before = results->states ? kept_before(call, u) : 0;
     for (size_t i = 0; i < u->heads; i++) {
         const delta_head head = head_of(call, u, i);
@@ -216,8 +213,9 @@ static void run_blocks(const forward_call *call, const forward_unit *u,
             const state_place place = {state, state, SLICE_COLUMNS, SLICE_COLUMNS * r->key_dim};
             lmk_fetch_next(&list, share, columns);
             call->kernels->advance(&head, &memory->steps, r->steps * begin, r->steps * end,
-                                   end == u->tokens, &place, memory->scales + i,
-                                   results->states ? &kept : 0, 0, columns, share);
+                                   r->steps * u->tokens, &place, memory->carries + carry_floats * i,
+                                   memory->scales + i, results->states ? &kept : 0, 0, columns,
+                                   share);
         }
     }
     for (size_t i = 0; results->final_state && i < u->heads; i++) {
@@ -229,8 +227,7 @@ static void run_blocks(const forward_call *call, const forward_unit *u,
 
 /// A head after the other, in chunks. Where a state is kept inside one, a copy of it goes the rest
 /// of the way, so that no result depends on the stride.
-static void run_chunks(const forward_call *call, const forward_unit *u,
-                       const worker_memory *memory) {
+static void run_chunks(const forward_call *call, const forward_unit *u, worker_memory *memory) {
     const lmk_delta_rule *const r = call->rule;
     const lmk_delta_rule_results *const results = call->results;
     const delta_rule_kernels *const kernels = call->kernels;
@@ -272,12 +269,11 @@ static void run_unit(void *context, size_t slot, unsigned worker) {
     const forward_unit u = unit_of(call, slot);
     worker_memory memory;
     worker_layout(call, call->workers + call->worker_floats * worker, &memory);
-    const int is_one_pass = r->initial_state && call->results->final_state &&
-                            !call->results->states && r->value_dim % CHUNK_TOKENS == 0 &&
-                            r->steps * u.tokens <= GROUP_STEPS;
+    const int is_step = r->initial_state && call->results->final_state && !call->results->states &&
+                        r->value_dim % CHUNK_TOKENS == 0 && r->steps * u.tokens == 1;
     if (u.tokens == 0) pass_on(call, &u);
     else if (is_chunked(r)) run_chunks(call, &u, &memory);
-    else if (is_one_pass) run_in_place(call, &u, &memory);
+    else if (is_step) run_step(call, &u, &memory);
     else run_blocks(call, &u, &memory);
 }
 

@@ -160,10 +160,8 @@ delta_head lmk_delta_head(const lmk_delta_rule *r, const lmk_delta_rule_results 
     return result;
 }
 
-size_t lmk_delta_memory_layout(const lmk_delta_rule *r, size_t columns, float *memory,
-                               delta_memory *to) {
-    // Slices as narrow as they come.
-    const size_t keys = PANEL * panels_of(r->key_dim), slices = panels_of(columns),
+size_t lmk_delta_memory_layout(const lmk_delta_rule *r, float *memory, delta_memory *to) {
+    const size_t keys = PANEL * panels_of(r->key_dim),
                  zero_floats = CHUNK_TOKENS * panels_of(r->key_dim);
     const int is_generalized = r->is_generalized,
               has_rows = is_generalized || r->decay == LMK_DECAY_KEY;
@@ -172,13 +170,11 @@ size_t lmk_delta_memory_layout(const lmk_delta_rule *r, size_t columns, float *m
     *to = (delta_memory){0};
     const size_t rows = has_rows ? keys : 0, general = is_generalized ? keys : 0;
     const matrix_part parts[] = {
-        {&x->k, keys},     {&x->q, keys},         {&y->k, keys},
-        {&y->q, keys},     {&zeros, zero_floats}, {&to->carry, slices * CARRY_FLOATS},
-        {&x->read, rows},  {&x->query, rows},     {&x->write, rows},
-        {&x->fold, rows},  {&x->first, rows},     {&y->read, rows},
-        {&y->query, rows}, {&y->write, rows},     {&y->fold, rows},
-        {&y->first, rows}, {&x->second, general}, {&x->a, general},
-        {&x->b, general},  {&y->second, general}, {&y->a, general},
+        {&x->k, keys},         {&x->q, keys},     {&y->k, keys},         {&y->q, keys},
+        {&zeros, zero_floats}, {&x->read, rows},  {&x->query, rows},     {&x->write, rows},
+        {&x->fold, rows},      {&x->first, rows}, {&y->read, rows},      {&y->query, rows},
+        {&y->write, rows},     {&y->fold, rows},  {&y->first, rows},     {&x->second, general},
+        {&x->a, general},      {&x->b, general},  {&y->second, general}, {&y->a, general},
         {&y->b, general},
     };
     const size_t floats = lmk_linear_lay_out(parts, sizeof parts / sizeof *parts, memory);

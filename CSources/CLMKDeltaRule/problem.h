@@ -27,10 +27,8 @@ size_t lmk_delta_rule_offset(const lmk_delta_rule *rule, lmk_token_strides strid
 delta_head lmk_delta_head(const lmk_delta_rule *rule, const lmk_delta_rule_results *results,
                           size_t sequence, size_t head, size_t column, size_t columns);
 
-/// Lays out a worker's memory for `columns` columns; without memory only counts. Returns the floats
-/// that they take.
-size_t lmk_delta_memory_layout(const lmk_delta_rule *rule, size_t columns, float *memory,
-                               delta_memory *to);
+/// Lays out a worker's memory; without any only counts. Returns the floats that it takes.
+size_t lmk_delta_memory_layout(const lmk_delta_rule *rule, float *memory, delta_memory *to);
 
 /// The same for the matrices of a chunk, with those of backward or without.
 size_t lmk_delta_chunk_layout(const lmk_delta_rule *rule, size_t columns, int is_backward,

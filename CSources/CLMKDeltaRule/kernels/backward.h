@@ -15,7 +15,7 @@ static void prepare_writes(const delta_head *head, const delta_chunk *c, size_t 
     const token_rows *const v = &head->rows.v,
                             errors = {c->errors, v->width, LMK_FLOAT32, v->width};
     load_writes(head, c, begin, count);
-    load_panels(&errors, begin - c->first_step, count, CHUNK_TOKENS, 0, c->e);
+    load_panels(&errors, begin, count, CHUNK_TOKENS, 0, c->e);
     scale_rows(c->e, c->rates, c->panels, c->u);
     if (head->a.data) load_panels(v, begin, count, CHUNK_TOKENS, 0, c->v);
 }
@@ -34,7 +34,8 @@ static void sweep_chunk(const delta_head *head, const delta_chunk *c, size_t beg
                          .from = from,
                          .state = to,
                          .state_panel = PANEL * c->panels};
-    write_state(&write, c->panels, steps->panels, 0, 0);
+    fetch_column near[NEAR_COLUMNS];
+    write_state(&write, c->panels, steps->panels, near, near_columns(&c->near, near));
     if (!head->a.data) return;
     const linear_chunk *const values = c->pairs + STEPS_OF_V;
     if (head->rows.decay == LMK_DECAY_KEY) spread_key_decays(values, 0, 0);
@@ -237,11 +238,13 @@ static void retreat(const delta_head *head, const delta_gradients *to, const del
                          .from = dstate,
                          .state = dstate,
                          .state_panel = PANEL * c->panels};
-    write_state(&write, c->panels, keys, 0, 0);
+    fetch_column near[NEAR_COLUMNS];
+    const size_t nears = near_columns(&c->near, near),
+                 used = write_state(&write, c->panels, keys, near, nears);
     write.x = c->dz;
     write.y = pairs[STEPS_OF_U].read;
     write.column_decay = 0;
-    write_state(&write, c->panels, keys, 0, 0);
+    write_state(&write, c->panels, keys, near + used, nears - used);
     gather_rows(head, begin, count, keys, dq);
     finish_gradients(rows, &rows->q, token, tokens, rows->scale, pairs, dq);
     put_gradients(&to->q, 0, token, tokens, dq);

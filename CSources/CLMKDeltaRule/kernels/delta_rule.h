@@ -17,7 +17,7 @@
 #define DELTA_RULE_KERNELS                                                                         \
     {                                                                                              \
         .import_state = import_state, .export_state = export_state, .advance = advance,            \
-        .import_panels = import_panels, .export_panels = export_panels,                            \
+        .import_panels = import_panels, .export_panels = export_panels, .step = step,              \
         .advance_chunk = advance_chunk, .transpose = transpose_slices, .sweep = sweep_chunk,       \
         .retreat = retreat,                                                                        \
     }

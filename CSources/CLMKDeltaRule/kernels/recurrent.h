@@ -175,8 +175,8 @@ static void export_state(const delta_head *head, const float *state, float *to, 
 }
 
 /// z and y of the first group, from the state as it is.
-static void read_state_first(const delta_head *head, const delta_memory *m,
-                             const state_place *place, const step_group *g) {
+static void read_state_first(const delta_head *head, float *carries, const state_place *place,
+                             const step_group *g) {
     const size_t slices = slices_of(head);
     for (size_t i = 0; i < slices; i++) {
         const column_slice slice = slice_of(head, i);
@@ -187,7 +187,7 @@ static void read_state_first(const delta_head *head, const delta_memory *m,
                 .rows = head->rows.k.width,
                 .read = {g->read[0], g->read[1]},
                 .query = {g->query[0], g->query[1]},
-                .carry = m->carry + CARRY_FLOATS * i + LMK_LANES * j};
+                .carry = carries + CARRY_FLOATS * i + LMK_LANES * j};
             read_first(&first, reads_of(g));
         }
     }
@@ -202,35 +202,38 @@ LMK_INLINE void fetch_lines(const fetch_column *column) {
 /// Bytes of two slices that stay in L1.
 #define ABREAST_BYTES ((size_t)32 << 10)
 
-static void advance(const delta_head *head, const delta_memory *m, size_t begin, size_t end,
-                    int is_last, const state_place *place, float *scale, const kept_states *kept,
+static void advance(const delta_head *head, delta_memory *m, size_t begin, size_t end, size_t steps,
+                    const state_place *place, float *carries, float *scale, const kept_states *kept,
                     float *errors, const fetch_column *fetch, size_t fetches) {
     const size_t slices = slices_of(head),
                  slice_bytes = sizeof(float) * SLICE_COLUMNS * head->rows.k.width,
                  abreast = 2 * slice_bytes <= ABREAST_BYTES ? 2 : 1;
-    step_block blocks[2] = {m->blocks[0], m->blocks[1]};
+    step_block *const blocks = m->blocks;
     begin_block(head, blocks, begin, lmk_min(BLOCK_STEPS, end - begin));
-    prepare_group(head, blocks, 0, is_last && end - begin <= GROUP_STEPS, scale);
-    read_state_first(head, m, place, blocks[0].groups);
+    prepare_group(head, blocks, 0, steps - begin <= GROUP_STEPS, scale);
+    if (begin == 0) read_state_first(head, carries, place, blocks[0].groups);
     group_writes writes;
     for (size_t at = begin, current = 0; at < end; at += BLOCK_STEPS, current = 1 - current) {
         const size_t next_at = lmk_min(at + BLOCK_STEPS, end),
-                     after = lmk_min(next_at + BLOCK_STEPS, end),
+                     after = lmk_min(next_at + BLOCK_STEPS, steps),
                      groups = lmk_divide_up(next_at - at, GROUP_STEPS);
         step_block *const block = blocks + current, *const next_block = blocks + 1 - current;
-        if (next_at < end) begin_block(head, next_block, next_at, after - next_at);
+        if (next_at < steps) begin_block(head, next_block, next_at, after - next_at);
         // Side by side, so that one slice's pass goes on while the next one's u is found.
         for (size_t i = 0; i < slices; i += abreast) {
             const size_t last = lmk_min(i + abreast, slices);
             for (size_t n = 0; n < groups; n++) {
                 const size_t next_step = at + GROUP_STEPS * (n + 1);
-                const int is_in_block = n + 1 < groups, has_next = next_step < end;
+                const int is_in_block = n + 1 < groups, has_next = next_step < steps;
                 // Each group is prepared while the one before it is written.
                 if (has_next && i == 0) {
+                    // That of the next call is prepared once more there.
+                    float same = *scale;
                     prepare_group(head, is_in_block ? block : next_block, is_in_block ? n + 1 : 0,
-                                  is_last && next_step + GROUP_STEPS >= end, scale);
+                                  next_step + GROUP_STEPS >= steps,
+                                  next_step < end ? scale : &same);
                     for (size_t s = next_step + GROUP_STEPS;
-                         s < lmk_min(next_step + 2 * GROUP_STEPS, end); s++)
+                         s < lmk_min(next_step + 2 * GROUP_STEPS, steps); s++)
                         fetch_step(head, s);
                 }
                 const step_group *const g = block->groups + n, *const next =
@@ -246,7 +249,7 @@ static void advance(const delta_head *head, const delta_memory *m, size_t begin,
                     const column_slice slice = slice_of(head, s);
                     const float *const from = place->from + place->slice_step * s;
                     float *const to = place->to + place->slice_step * s, *const carry =
-                                                                             m->carry +
+                                                                             carries +
                                                                              CARRY_FLOATS * s;
                     if (fetches > 0) fetch_lines(fetch++), fetches--;
                     solve_group(head, g, slice, carry, errors, &writes);
@@ -260,4 +263,75 @@ static void advance(const delta_head *head, const delta_memory *m, size_t begin,
             }
         }
     }
+}
+
+// MARK: Decoding
+
+/// VECTORS 16 columns of one step: what is read, then what is written, which by then is in L1.
+#define DEFINE_STEP(VECTORS)                                                                       \
+    LMK_INLINE void step_##VECTORS(const delta_head *head, const step_group *g,                    \
+                                   int is_generalized, int has_rows, size_t at, const float *from, \
+                                   float *to, size_t stride) {                                     \
+        const float *const r = g->read[0], *const q = g->query[0] ? g->query[0] : r,               \
+                           *const fold_rows = g->fold_rows, *const w = g->write[0],                \
+                           *const x = g->second[0];                                                \
+        const size_t rows = head->rows.k.width;                                                    \
+        group_writes writes;                                                                       \
+        float carry[CARRY_FLOATS] = {0};                                                           \
+        f32x16 z[VECTORS], y[VECTORS];                                                             \
+        FOR_SWEEP(VECTORS) z[j] = y[j] = splat(0);                                                 \
+        for (size_t d = 0; d < rows; d++) {                                                        \
+            const f32x16 a = splat(r[d]), b = splat(q[d]);                                         \
+            FOR_SWEEP(VECTORS) {                                                                   \
+                const f32x16 state = load(from + stride * d + LMK_LANES * j);                      \
+                z[j] = state * a + z[j];                                                           \
+                y[j] = state * b + y[j];                                                           \
+            }                                                                                      \
+        }                                                                                          \
+        f32x16 u[VECTORS], v[VECTORS];                                                             \
+        FOR_SWEEP(VECTORS) {                                                                       \
+            store(carry, z[j]);                                                                    \
+            store(carry + 2 * SLICE_COLUMNS, y[j]);                                                \
+            solve_columns(head, g, is_generalized, 0, at + LMK_LANES * j, carry, 0, &writes);      \
+            u[j] = load(writes.u);                                                                 \
+            v[j] = load(writes.v);                                                                 \
+        }                                                                                          \
+        for (size_t d = 0; d < rows; d++) {                                                        \
+            const f32x16 fold = splat(has_rows ? fold_rows[d] : g->fold), a = splat(w[d]),         \
+                         b = splat(is_generalized ? x[d] : 0);                                     \
+            FOR_SWEEP(VECTORS) {                                                                   \
+                f32x16 state = load(from + stride * d + LMK_LANES * j) * fold;                     \
+                state = u[j] * a + state;                                                          \
+                if (is_generalized) state = v[j] * b + state;                                      \
+                store(to + stride * d + LMK_LANES * j, state);                                     \
+            }                                                                                      \
+        }                                                                                          \
+    }
+
+DEFINE_STEP(1)
+DEFINE_STEP(2)
+DEFINE_STEP(4)
+
+LMK_INLINE void step_columns(const delta_head *head, const step_group *g, int is_generalized,
+                             int has_rows, const float *from, float *to, size_t stride) {
+    const size_t width = head->rows.v.width;
+    size_t at = 0;
+    for (; at + 4 * LMK_LANES <= width; at += 4 * LMK_LANES)
+        step_4(head, g, is_generalized, has_rows, at, from + at, to + at, stride);
+    for (; at + 2 * LMK_LANES <= width; at += 2 * LMK_LANES)
+        step_2(head, g, is_generalized, has_rows, at, from + at, to + at, stride);
+    for (; at + LMK_LANES <= width; at += LMK_LANES)
+        step_1(head, g, is_generalized, has_rows, at, from + at, to + at, stride);
+}
+
+static void step(const delta_head *head, delta_memory *m, const float *from, float *to,
+                 size_t stride) {
+    step_block *const block = m->blocks;
+    float scale = 1;
+    begin_block(head, block, 0, 1);
+    prepare_group(head, block, 0, 1, &scale);
+    const step_group *const g = block->groups;
+    if (head->a.data) step_columns(head, g, 1, 1, from, to, stride);
+    else if (g->fold_rows) step_columns(head, g, 0, 1, from, to, stride);
+    else step_columns(head, g, 0, 0, from, to, stride);
 }

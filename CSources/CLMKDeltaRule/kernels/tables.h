@@ -62,15 +62,13 @@ typedef struct step_block {
     /// Of its steps; the decay where dimensions share it, and what brings k and q, of tokens, to
     /// unit length.
     float rate[BLOCK_STEPS], decay[BLOCK_STEPS + 1], k_factors[BLOCK_STEPS], q_factors[BLOCK_STEPS];
-    step_group groups[BLOCK_STEPS];
+    step_group groups[BLOCK_STEPS / GROUP_STEPS];
     size_t begin, count;
 } step_block;
 
 /// A worker's memory, beside states.
 typedef struct delta_memory {
     step_block blocks[2];
-    /// z and y of the next group, for each slice.
-    float *carry;
 } delta_memory;
 
 /// Floats of what is carried of a slice, [2][GROUP_STEPS][SLICE_COLUMNS].
@@ -115,9 +113,10 @@ typedef struct delta_chunk {
     float *q, *k, *a, *b, *v, *e, *u, *outputs, *du, *dz, *dv, *ddecay, *rates;
     /// dS with keys in rows.
     float *dstate;
-    /// e of the steps from the first one on, [steps, value_dim].
+    /// e of all steps, [steps, value_dim].
     const float *errors;
-    size_t first_step;
+    /// What is read next: it is brought into L1 meanwhile.
+    near_rows near;
 } delta_chunk;
 
 typedef struct delta_rule_kernels {
@@ -125,13 +124,19 @@ typedef struct delta_rule_kernels {
     /// SLICE_COLUMNS, [slice][key_dim][SLICE_COLUMNS]. A null `from` is zero.
     void (*import_state)(const delta_head *head, const float *from, size_t stride, float *state);
     void (*export_state)(const delta_head *head, const float *state, float *to, size_t stride);
-    /// Takes steps begin ..< end of the sequence into the state, `begin` being a multiple of
-    /// BLOCK_STEPS; writes o where there is one, and e = v - z of each step where there are
+    /// Takes steps begin ..< end of a sequence of `steps` into the state, `begin` being a multiple
+    /// of BLOCK_STEPS; writes o where there is one, and e = v - z of each step where there are
     /// `errors` [steps, width]. The state is `scale` times what is stored, and what is stored after
-    /// the last step of a sequence. Each pass fetches a column while there are some.
-    void (*advance)(const delta_head *head, const delta_memory *memory, size_t begin, size_t end,
-                    int is_last, const state_place *place, float *scale, const kept_states *kept,
-                    float *errors, const fetch_column *fetch, size_t fetches);
+    /// the last step of the sequence. `carries`, CARRY_FLOATS for each slice, takes what the next
+    /// call needs of the state. Each pass fetches a column while there are some.
+    void (*advance)(const delta_head *head, delta_memory *memory, size_t begin, size_t end,
+                    size_t steps, const state_place *place, float *carries, float *scale,
+                    const kept_states *kept, float *errors, const fetch_column *fetch,
+                    size_t fetches);
+    /// One step on a state where it lies, [key_dim, width of v] at `stride`; the width is a
+    /// multiple of 16. `from` and `to` may be the same.
+    void (*step)(const delta_head *head, delta_memory *memory, const float *from, float *to,
+                 size_t stride);
     /// The same between a state and panels, and a chunk of steps on those.
     void (*import_panels)(const float *from, size_t stride, size_t rows, size_t columns,
                           float *state);

@@ -110,6 +110,22 @@ static void store_panels(const token_rows_out *x, size_t begin, size_t count, co
     }
 }
 
+/// Most columns of lines that are brought into L1 during a chunk.
+#define NEAR_COLUMNS 64
+
+/// One line of each row, for each line of a row.
+static size_t near_columns(const near_rows *near, fetch_column *columns) {
+    size_t used = 0;
+    for (size_t i = 0; i < near->count; i++) {
+        const token_rows *const x = near->rows + i;
+        const size_t bytes = dtype_bytes(x->dtype), stride = bytes * x->stride;
+        const char *const first = (const char *)x->data + stride * near->token;
+        for (size_t at = 0; at < bytes * x->width && used < NEAR_COLUMNS; at += 64)
+            columns[used++] = (fetch_column){first + at, stride};
+    }
+    return used;
+}
+
 /// [panel][token][16] to [panel][16][token].
 static void transpose_panels(const float *x, size_t panels, float *to) {
     for (size_t p = 0; p < panels; p++, x += PANEL, to += PANEL) {

@@ -1,20 +1,4 @@
-// A chunk before it meets a state, and what is fetched meanwhile. Included inside a region.
-
-/// Most columns of lines that are brought into L1 during a chunk.
-#define NEAR_COLUMNS 64
-
-/// One line of each row, for each line of a row.
-static size_t near_columns(const near_rows *near, fetch_column *columns) {
-    size_t used = 0;
-    for (size_t i = 0; i < near->count; i++) {
-        const token_rows *const x = near->rows + i;
-        const size_t bytes = dtype_bytes(x->dtype), stride = bytes * x->stride;
-        const char *const first = (const char *)x->data + stride * near->token;
-        for (size_t at = 0; at < bytes * x->width && used < NEAR_COLUMNS; at += 64)
-            columns[used++] = (fetch_column){first + at, stride};
-    }
-    return used;
-}
+// A chunk before it meets a state. Included inside a region.
 
 /// exp(log_decay) of each token, 1 for those that are not there.
 static void load_token_decays(const linear_head *head, size_t begin, size_t count, float *decay) {
