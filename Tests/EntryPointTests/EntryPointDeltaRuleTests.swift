@@ -165,7 +165,7 @@ import Testing
         #expect(
             backward { $0.gradients.output_strides.token = 4 }
                 == "output_strides.token is 4, at least 5")
-        #expect(backward { $0.gradients.k_strides.token = 3 } == "k_strides.token is 3, at least 4")
+        #expect(backward { $0.gradients.k_strides.token = 3 } == "dk_strides.token is 3, at least 4")
     }
 
     @Test func nullPointers() {

@@ -40,10 +40,14 @@ extension DeltaRuleProblem {
             func check(_ found: Found, _ expected: [String: [Double]], _ label: String) {
                 #expect(found.isFillerKept, "\(label)")
                 for (name, values) in found.arrays where !values.isEmpty {
-                    let error = relativeError(values, expected[name]!)
+                    // One number, whose terms cancel as they like.
+                    let floor = shape.keyWidth * shape.valueWidth == 1 ? 0.1 : 0
+                    let error = relativeError(
+                        values.map { Double($0) }, expected[name]!, floor: floor)
                     let limit = tolerance ?? tolerances.limit(name)
                     if unsafe error > DeltaRuleErrors.worst[name + "\(type)", default: 0] {
                         unsafe DeltaRuleErrors.worst[name + "\(type)"] = error
+                        print("NEW \(name) \(error) \(label)")
                     }
                     #expect(error < limit, "\(label): \(name) \(error)")
                 }

@@ -1,3 +1,4 @@
+import Foundation
 import LMKernels
 import LMKernelsReference
 
@@ -7,7 +8,8 @@ import LMKernelsReference
 /// exponentially here, and a step's errors do not. So a bound counts roundings of a head's largest
 /// number, and of what becomes of roundings of the inputs: the reference is computed again with
 /// every input changed by 2^-20 of itself, up or down, and the largest difference in a head is 2^20
-/// times as large as the one meant.
+/// times as large as the one meant. Gradients of lengths and of logits have terms that cancel, and
+/// are measured against these.
 struct DeltaRuleExpected {
     typealias Numbers = SoftmaxExpected.Numbers
 
@@ -21,80 +23,125 @@ struct DeltaRuleExpected {
         let chain =
             16 + Double(problem.length) / 2
             + Double(problem.keyWidth + problem.valueWidth) / 16
-        let exact = Self.arrays(of: problem, isChanged: false)
-        let changed = Self.arrays(of: problem, isChanged: true)
-        for (name, values) in exact {
+        let exact = Values(of: problem, isChanged: false)
+        let changed = Values(of: problem, isChanged: true)
+        for (name, values) in exact.arrays {
             let (heads, width) = problem.layout(of: name)
+            /// The largest number of each head.
+            func largest(_ x: [Double]) -> [Double] {
+                var result = [Double](repeating: 0, count: heads)
+                for (i, x) in x.enumerated() {
+                    let head = i / width % heads
+                    result[head] = max(result[head], x.magnitude)
+                }
+                return result
+            }
+            let differences = largest(zip(values, changed.arrays[name]!).map { $0 - $1 })
+            let terms = largest(exact.terms[name] ?? [])
+            let bounds = zip(zip(largest(values), terms), differences).map {
+                chain * SoftmaxExpected.unit * ($0.0 + $0.1 + $1 / Self.change) + 0x1p-120
+            }
             let storage: StorageType = problem.isStored(name) ? problem.storage : .float32
-            var largest = [Double](repeating: 0, count: heads)
-            var differences = largest
-            for (i, (x, y)) in zip(values, changed[name]!).enumerated() {
-                let head = i / width % heads
-                largest[head] = max(largest[head], x.magnitude)
-                differences[head] = max(differences[head], (x - y).magnitude)
-            }
-            let bounds = zip(largest, differences).map {
-                chain * SoftmaxExpected.unit * ($0 + $1 / Self.change) + 0x1p-120
-            }
             var numbers = Numbers()
             for (i, x) in values.enumerated() { numbers.add(x, bounds[i / width % heads], storage) }
             self.numbers[name] = numbers
         }
     }
+}
 
-    private static func arrays(
-        of problem: DeltaRuleCase, isChanged: Bool
-    ) -> [String: [Double]] {
-        // Signs of a generator of their own.
-        var random = SplitMix64(seed: 1)
-        func doubles(_ x: [Float]) -> [Double] {
-            x.map { x in
-                guard isChanged else { return Double(x) }
-                return Double(x) * (random.once(in: 2) ? 1 + change : 1 - change)
+extension DeltaRuleExpected {
+    /// Results of the reference.
+    private struct Values {
+        private(set) var arrays: [String: [Double]]
+        /// Of gradients that are differences: what they are differences of.
+        private(set) var terms: [String: [Double]] = [:]
+
+        /// - Parameter isChanged: Every input by 2^-20 of itself.
+        init(of problem: DeltaRuleCase, isChanged: Bool) {
+            // Signs of a generator of their own.
+            var random = SplitMix64(seed: 1)
+            func doubles(_ x: [Float]) -> [Double] {
+                x.map { x in
+                    guard isChanged else { return Double(x) }
+                    return Double(x) * (random.once(in: 2) ? 1 + change : 1 - change)
+                }
+            }
+            let g = doubles(problem.logDecay ?? [])
+            let (query, key) = (doubles(problem.query), doubles(problem.key))
+            let logits = doubles(problem.beta ?? [])
+            let reference = ReferenceDeltaRule.Problem(
+                shape: .init(
+                    batch: problem.batch, tokens: problem.tokens, heads: problem.heads,
+                    keyHeads: problem.keyHeads, keyWidth: problem.keyWidth,
+                    valueWidth: problem.valueWidth, householderSteps: problem.steps),
+                query: problem.unit(query), key: problem.unit(key),
+                value: doubles(problem.value),
+                update: problem.beta == nil
+                    ? .general(a: doubles(problem.a!), b: doubles(problem.b!))
+                    : .delta(.value(logits.map(problem.rate))),
+                decay: {
+                    switch problem.decay {
+                    case .none: .none
+                    case .token: .token(g)
+                    case .key: .key(g)
+                    }
+                }(), scale: problem.scale.map { Double($0) },
+                initialState: problem.initialState.map(doubles), offsets: problem.offsets,
+                stateStride: problem.stateStride)
+            let output = ReferenceDeltaRule.forward(reference)
+            let gradients = ReferenceDeltaRule.backward(
+                reference, outputGradient: doubles(problem.outputGradient),
+                finalStateGradient: problem.finalStateGradient.map(doubles))
+            arrays = [
+                "o": output.output, "state": output.finalState, "states": output.states,
+                "dq": gradients.query, "dk": gradients.key, "dv": gradients.value,
+                "dbeta": gradients.beta, "da": gradients.a, "db": gradients.b,
+                "dg": gradients.decay, "dS": gradients.initialState,
+            ]
+            finish("dq", query, problem)
+            finish("dk", key, problem)
+            guard problem.rates != .rate else { return }
+            terms["dbeta"] = zip(logits, gradients.beta).map { problem.rate($0) * $1 }
+            arrays["dbeta"] = zip(logits, gradients.beta).map {
+                // rate(-x) is what 1 or 2 leaves.
+                problem.rate($0) * problem.rate(-$0) / (problem.rates == .sigmoid ? 1 : 2) * $1
             }
         }
-        let g = doubles(problem.logDecay ?? [])
-        let update: ReferenceDeltaRule.Update =
-            if let a = problem.a, let b = problem.b {
-                .general(a: doubles(a), b: doubles(b))
-            } else {
-                switch problem.rates {
-                case .rate: .delta(.value(doubles(problem.beta!)))
-                case .sigmoid: .delta(.sigmoid(doubles(problem.beta!)))
-                case .twiceSigmoid: .delta(.twiceSigmoid(doubles(problem.beta!)))
-                }
+
+        /// From gradients of rows of unit length to those of q or k.
+        private mutating func finish(_ name: String, _ x: [Double], _ problem: DeltaRuleCase) {
+            guard let epsilon = problem.epsilon else { return }
+            let width = problem.keyWidth
+            let gradient = arrays[name]!
+            terms[name] = gradient.indices.map { i in
+                let row = x[i / width * width..<(i / width + 1) * width]
+                let squares = row.reduce(Double(epsilon)) { $0 + $1 * $1 }
+                return gradient[i] / squares.squareRoot()
             }
-        let reference = ReferenceDeltaRule.Problem(
-            shape: .init(
-                batch: problem.batch, tokens: problem.tokens, heads: problem.heads,
-                keyHeads: problem.keyHeads, keyWidth: problem.keyWidth,
-                valueWidth: problem.valueWidth, householderSteps: problem.steps),
-            query: doubles(problem.query), key: doubles(problem.key),
-            value: doubles(problem.value), update: update,
-            decay: {
-                switch problem.decay {
-                case .none: .none
-                case .token: .token(g)
-                case .key: .key(g)
-                }
-            }(), scale: problem.scale.map { Double($0) },
-            unitLengthEpsilon: problem.epsilon.map { Double($0) },
-            initialState: problem.initialState.map(doubles), offsets: problem.offsets,
-            stateStride: problem.stateStride)
-        let output = ReferenceDeltaRule.forward(reference)
-        let gradients = ReferenceDeltaRule.backward(
-            reference, outputGradient: doubles(problem.outputGradient),
-            finalStateGradient: problem.finalStateGradient.map(doubles))
-        return [
-            "o": output.output, "state": output.finalState, "states": output.states,
-            "dq": gradients.query, "dk": gradients.key, "dv": gradients.value,
-            "dbeta": gradients.beta, "da": gradients.a, "db": gradients.b,
-            "dg": gradients.decay, "dS": gradients.initialState,
-        ]
+            arrays[name] = ReferenceLinearAttention.l2NormalizeBackward(
+                x, outputGradient: gradient, rows: x.count / width, columns: width,
+                epsilon: Double(epsilon))
+        }
     }
 }
 
 extension DeltaRuleCase {
+    /// q or k as it is read.
+    fileprivate func unit(_ x: [Double]) -> [Double] {
+        guard let epsilon else { return x }
+        return ReferenceLinearAttention.l2Normalize(
+            x, rows: x.count / keyWidth, columns: keyWidth, epsilon: Double(epsilon))
+    }
+
+    /// The rate that a number of `beta` stands for.
+    fileprivate func rate(_ x: Double) -> Double {
+        switch rates {
+        case .rate: x
+        case .sigmoid: 1 / (1 + exp(-x))
+        case .twiceSigmoid: 2 / (1 + exp(-x))
+        }
+    }
+
     /// How many heads an array has, and how many numbers of one lie together.
     fileprivate func layout(of name: String) -> (heads: Int, width: Int) {
         switch name {
