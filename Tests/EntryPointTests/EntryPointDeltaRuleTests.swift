@@ -46,7 +46,9 @@ import Testing
             (results.o, results.o_strides) = (.init(o.pointer), strides(tokens, valueDim))
             rule.scale = 1
             rule.threads = 1
-            (gradients.output, gradients.output_strides) = (results.o.map { .init($0) }, results.o_strides)
+            (gradients.output, gradients.output_strides) = (
+                results.o.map { .init($0) }, results.o_strides
+            )
             (gradients.q, gradients.q_strides) = (.init(dq.pointer), rule.q_strides)
             (gradients.k, gradients.k_strides) = (.init(dk.pointer), rule.k_strides)
             (gradients.v, gradients.v_strides) = (.init(dv.pointer), rule.v_strides)
@@ -165,7 +167,8 @@ import Testing
         #expect(
             backward { $0.gradients.output_strides.token = 4 }
                 == "output_strides.token is 4, at least 5")
-        #expect(backward { $0.gradients.k_strides.token = 3 } == "dk_strides.token is 3, at least 4")
+        #expect(
+            backward { $0.gradients.k_strides.token = 3 } == "dk_strides.token is 3, at least 4")
     }
 
     @Test func nullPointers() {

@@ -61,7 +61,9 @@ extension KernelSuite {
                 let one = try Both(problem)
                 for threads in [2, 3, 8] {
                     problem.options.threads = threads
-                    #expect(try Both(problem).difference(from: one) == nil, "\(name), \(threads) threads")
+                    #expect(
+                        try Both(problem).difference(from: one) == nil,
+                        "\(name), \(threads) threads")
                 }
             }
         }
@@ -88,11 +90,14 @@ extension KernelSuite {
                 let expected = try Both(problem)
                 for layout in [Problem.Layout.tokenMajor, .headMajor] {
                     problem.layout = layout
-                    #expect(try Both(problem).difference(from: expected) == nil, "\(name) \(layout)")
+                    #expect(
+                        try Both(problem).difference(from: expected) == nil, "\(name) \(layout)")
                 }
                 for budget in [1, 10_000, 1 << 20] {
                     problem.options.memoryBudget = budget
-                    #expect(try Both(problem).difference(from: expected) == nil, "\(name) budget \(budget)")
+                    #expect(
+                        try Both(problem).difference(from: expected) == nil,
+                        "\(name) budget \(budget)")
                 }
             }
         }

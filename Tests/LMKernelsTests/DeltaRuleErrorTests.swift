@@ -320,8 +320,9 @@ extension KernelSuite {
                 both {
                     $0.generalize()
                     $0.shape.steps = 2
-                } == .outOfRange(
-                    argument: "steps", allowed: "1 in the generalised form", actual: "2"))
+                }
+                    == .outOfRange(
+                        argument: "steps", allowed: "1 in the generalised form", actual: "2"))
         }
 
         // MARK: - Packed sequences

@@ -52,7 +52,8 @@ extension DeltaRule {
             shape, options, isGeneralized: counts.isGeneralized, output: outputGradient.count,
             query: queryGradient?.count, key: keyGradient?.count, value: valueGradient?.count)
         try unsafe checkUpdateGradients(
-            &gradients, shape, options, isGeneralized: counts.isGeneralized, beta: betaGradient?.count,
+            &gradients, shape, options, isGeneralized: counts.isGeneralized,
+            beta: betaGradient?.count,
             a: aGradient?.count, b: bGradient?.count, logDecay: logDecayGradient?.count)
         let sequences = shape.sequences(offsets)
         try shape.checkStates("finalStateGradient", finalStateGradient?.count, sequences)
@@ -79,7 +80,8 @@ extension DeltaRule {
 
     /// Checks the spans of rows that every form has, and takes down their strides.
     private static func gradients(
-        _ shape: Shape, _ options: Options, isGeneralized: Bool, output: Int, query: Int?, key: Int?,
+        _ shape: Shape, _ options: Options, isGeneralized: Bool, output: Int, query: Int?,
+        key: Int?,
         value: Int?
     ) throws(KernelError) -> lmk_delta_rule_gradients {
         let (keyWidth, valueWidth) = (shape.keyWidth, shape.valueWidth)

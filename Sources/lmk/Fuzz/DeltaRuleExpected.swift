@@ -8,8 +8,8 @@ import LMKernelsReference
 /// exponentially here, and a step's errors do not. So a bound counts roundings of a head's largest
 /// number, and of what becomes of roundings of the inputs: the reference is computed again with
 /// every input changed by 2^-20 of itself, up or down, and the largest difference in a head is 2^20
-/// times as large as the one meant. Gradients of lengths and of logits have terms that cancel, and
-/// are measured against these.
+/// times as large as the one meant. Gradients that are small because their terms cancel are measured
+/// against these: see `finish` and `DeltaRuleTerms`.
 struct DeltaRuleExpected {
     typealias Numbers = SoftmaxExpected.Numbers
 
@@ -25,6 +25,9 @@ struct DeltaRuleExpected {
             + Double(problem.keyWidth + problem.valueWidth) / 16
         let exact = Values(of: problem, isChanged: false)
         let changed = Values(of: problem, isChanged: true)
+        let terms = DeltaRuleTerms(problem).terms.merging(exact.terms) { a, b in
+            zip(a, b).map { $0 + $1 }
+        }
         for (name, values) in exact.arrays {
             let (heads, width) = problem.layout(of: name)
             /// The largest number of each head.
@@ -37,8 +40,8 @@ struct DeltaRuleExpected {
                 return result
             }
             let differences = largest(zip(values, changed.arrays[name]!).map { $0 - $1 })
-            let terms = largest(exact.terms[name] ?? [])
-            let bounds = zip(zip(largest(values), terms), differences).map {
+            let ofTerms = largest(terms[name] ?? [])
+            let bounds = zip(zip(largest(values), ofTerms), differences).map {
                 chain * SoftmaxExpected.unit * ($0.0 + $0.1 + $1 / Self.change) + 0x1p-120
             }
             let storage: StorageType = problem.isStored(name) ? problem.storage : .float32
@@ -101,7 +104,7 @@ extension DeltaRuleExpected {
             finish("dq", query, problem)
             finish("dk", key, problem)
             guard problem.rates != .rate else { return }
-            terms["dbeta"] = zip(logits, gradients.beta).map { problem.rate($0) * $1 }
+            terms["dbeta"] = zip(logits, gradients.beta).map { (problem.rate($0) * $1).magnitude }
             arrays["dbeta"] = zip(logits, gradients.beta).map {
                 // rate(-x) is what 1 or 2 leaves.
                 problem.rate($0) * problem.rate(-$0) / (problem.rates == .sigmoid ? 1 : 2) * $1
@@ -116,7 +119,7 @@ extension DeltaRuleExpected {
             terms[name] = gradient.indices.map { i in
                 let row = x[i / width * width..<(i / width + 1) * width]
                 let squares = row.reduce(Double(epsilon)) { $0 + $1 * $1 }
-                return gradient[i] / squares.squareRoot()
+                return gradient[i].magnitude / squares.squareRoot()
             }
             arrays[name] = ReferenceLinearAttention.l2NormalizeBackward(
                 x, outputGradient: gradient, rows: x.count / width, columns: width,
@@ -127,14 +130,14 @@ extension DeltaRuleExpected {
 
 extension DeltaRuleCase {
     /// q or k as it is read.
-    fileprivate func unit(_ x: [Double]) -> [Double] {
+    func unit(_ x: [Double]) -> [Double] {
         guard let epsilon else { return x }
         return ReferenceLinearAttention.l2Normalize(
             x, rows: x.count / keyWidth, columns: keyWidth, epsilon: Double(epsilon))
     }
 
     /// The rate that a number of `beta` stands for.
-    fileprivate func rate(_ x: Double) -> Double {
+    func rate(_ x: Double) -> Double {
         switch rates {
         case .rate: x
         case .sigmoid: 1 / (1 + exp(-x))

@@ -97,7 +97,7 @@ func withPart<Element: BitwiseCopyable>(
     of array: inout [Element]?, _ grid: TokenGrid,
     _ body: (UnsafeMutableBufferPointer<Element>?) throws(KernelError) -> Void
 ) throws(KernelError) {
-    guard var elements = array.take() else { return try unsafe body(nil) }
+    guard var elements = array.take() else { return try body(nil) }
     defer { array = elements }
     try unsafe elements.withUnsafeMutableBufferPointer { buffer throws(KernelError) in
         try unsafe body(buffer.extracting(grid.range))
