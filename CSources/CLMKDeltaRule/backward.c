@@ -278,7 +278,7 @@ static void keep_errors(const backward_call *call, const backward_unit *u, backw
         const delta_head head = head_of(call, u, i);
         m->scales[i] = 1;
         call->kernels->import_state(
-            &head, r->initial_state ? r->initial_state + size * state_index(call, u, i) : 0,
+            &head.rows, r->initial_state ? r->initial_state + size * state_index(call, u, i) : 0,
             r->value_dim, m->slices + slice_floats(call) * i);
     }
     for (size_t begin = 0; begin < u->steps; begin += block) {

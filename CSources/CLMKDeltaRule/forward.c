@@ -190,7 +190,7 @@ static void run_blocks(const forward_call *call, const forward_unit *u, worker_m
     for (size_t i = 0; i < u->heads; i++) {
         const delta_head head = head_of(call, u, i);
         memory->scales[i] = 1;
-        call->kernels->import_state(&head,
+        call->kernels->import_state(&head.rows,
                                     r->initial_state ? r->initial_state + state_at(r, u, i) : 0,
                                     r->value_dim, memory->states + state_floats * i);
     }
@@ -220,7 +220,7 @@ static void run_blocks(const forward_call *call, const forward_unit *u, worker_m
     }
     for (size_t i = 0; results->final_state && i < u->heads; i++) {
         const delta_head head = head_of(call, u, i);
-        call->kernels->export_state(&head, memory->states + state_floats * i,
+        call->kernels->export_state(&head.rows, memory->states + state_floats * i,
                                     results->final_state + state_at(r, u, i), r->value_dim);
     }
 }

@@ -6,6 +6,7 @@
 #include "lmk_token_rows.h"
 #include "lmk_state_products.h"
 #include "lmk_token_decay.h"
+#include "lmk_state_slices.h"
 #include "sweep.h"
 #include "prepare.h"
 #include "recurrent.h"
@@ -16,8 +17,8 @@
 
 #define DELTA_RULE_KERNELS                                                                         \
     {                                                                                              \
-        .import_state = import_state, .export_state = export_state, .advance = advance,            \
-        .import_panels = import_panels, .export_panels = export_panels, .step = step,              \
+        .import_state = import_slices, .export_state = export_slices, .advance = advance,          \
+        .step = step, .import_panels = import_panels, .export_panels = export_panels,              \
         .advance_chunk = advance_chunk, .transpose = transpose_slices, .sweep = sweep_chunk,       \
         .retreat = retreat,                                                                        \
     }

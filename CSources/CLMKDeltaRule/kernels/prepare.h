@@ -1,15 +1,9 @@
 // Everything of a block of steps that does not need the state. Included inside a region.
 //
-// Rows lie one after the other, so that a pass over the state goes through them with one index;
-// those of float32 tensors that need no change are used where they are.
-//
 // A decay that dimensions share stays a number: the state is stored divided by the product of the
 // decays so far, which is multiplied in again when it becomes small, so that most passes over the
 // state have no decay at all. Decays per key are multiplied in by every pass. Nothing is divided by
 // a small number, and a decay of 0 is as good as any other.
-
-/// The state is multiplied by its decays before their product leaves 1 / FOLD_LIMIT ... FOLD_LIMIT.
-#define FOLD_LIMIT 1024.0f
 
 /// The token of a step. Mostly there is one step for each, and a division takes as long as a dozen
 /// multiply-adds.
@@ -51,23 +45,6 @@ static void load_step_decays(const delta_head *head, size_t begin, size_t count,
             x[i] = head->rows.log_decay[head->rows.log_decay_stride * token_of(head, begin + i)];
     }
     store(decays, vexp(load(x)));
-}
-
-/// A step's row of a tensor, where it lies or widened and multiplied to `buffer`.
-LMK_INLINE const float *row_of_step(const token_rows *x, size_t step, int has_factor, float factor,
-                                    float *buffer) {
-    const char *const row = (const char *)x->data + dtype_bytes(x->dtype) * x->stride * step;
-    if (x->dtype == LMK_FLOAT32 && !has_factor) return (const float *)(const void *)row;
-    for (size_t at = 0; at < x->width; at += LMK_LANES) {
-        f32x16 y;
-        switch (x->dtype) {
-        case LMK_BFLOAT16: y = load_row(row, LMK_BFLOAT16, at, x->width); break;
-        case LMK_FLOAT16: y = load_row(row, LMK_FLOAT16, at, x->width); break;
-        default: y = load_row(row, LMK_FLOAT32, at, x->width); break;
-        }
-        store(buffer + at, has_factor ? y * factor : y);
-    }
-    return buffer;
 }
 
 /// The rows of a group: k and q, and in the generalised form a and b. A query's is that of its
@@ -296,13 +273,6 @@ static void prepare_group(const delta_head *head, step_block *block, size_t n, i
     else if (head->rows.decay == LMK_DECAY_KEY)
         prepare_rows(head, block, g, i, block->decay + i, 0, &rows);
     else prepare_numbers(head, g, block->decay + i, is_last, scale);
-}
-
-LMK_INLINE void fetch_row(const void *data, lmk_dtype dtype, size_t stride, size_t width,
-                          size_t row) {
-    const size_t bytes = dtype_bytes(dtype);
-    const char *const at = (const char *)data + bytes * stride * row;
-    for (size_t i = 0; i < bytes * width; i += 64) __builtin_prefetch(at + i);
 }
 
 /// The rows of a step are brought into L1.

@@ -1,37 +1,5 @@
 // Steps one after the other, two in each pass over the state. Included inside a region.
 
-/// Columns of a head that one pass takes.
-typedef struct column_slice {
-    size_t column, columns, vectors;
-} column_slice;
-
-static size_t slices_of(const delta_head *head) {
-    return lmk_divide_up(head->rows.v.width, LMK_LANES * SWEEP_VECTORS);
-}
-
-static column_slice slice_of(const delta_head *head, size_t index) {
-    const size_t column = LMK_LANES * SWEEP_VECTORS * index,
-                 columns = lmk_min(LMK_LANES * SWEEP_VECTORS, head->rows.v.width - column);
-    return (column_slice){column, columns, panels_of(columns)};
-}
-
-LMK_INLINE f32x16 load_value(const token_rows *x, const void *row, size_t at) {
-    switch (x->dtype) {
-    case LMK_BFLOAT16: return load_row(row, LMK_BFLOAT16, at, x->width);
-    case LMK_FLOAT16: return load_row(row, LMK_FLOAT16, at, x->width);
-    default: return load_row(row, LMK_FLOAT32, at, x->width);
-    }
-}
-
-LMK_INLINE void store_value(const token_rows_out *x, size_t row, size_t at, f32x16 y) {
-    char *const data = (char *)x->data + dtype_bytes(x->dtype) * x->stride * row;
-    switch (x->dtype) {
-    case LMK_BFLOAT16: store_row(data, LMK_BFLOAT16, at, x->width, y); break;
-    case LMK_FLOAT16: store_row(data, LMK_FLOAT16, at, x->width, y); break;
-    default: store_row(data, LMK_FLOAT32, at, x->width, y); break;
-    }
-}
-
 /// What the steps of a group write.
 typedef struct group_writes {
     /// u times write_scale, v where there are two writes, and u of the first step.
@@ -146,40 +114,12 @@ static void keep_states(const delta_head *head, const step_group *g, column_slic
     keep_state(head, g, slice, is_first, state, state_stride, writes, to, kept->row_stride);
 }
 
-/// A state or some of its columns, dense at `stride`, to slices and back.
-static void import_state(const delta_head *head, const float *from, size_t stride, float *state) {
-    const size_t rows = head->rows.k.width, slices = slices_of(head);
-    for (size_t i = 0; i < slices; i++) {
-        const column_slice slice = slice_of(head, i);
-        for (size_t d = 0; d < rows; d++, state += SLICE_COLUMNS) {
-            for (size_t lane = 0; lane < LMK_LANES * slice.vectors; lane += LMK_LANES) {
-                store(state + lane, from ? load_row(from + slice.column + stride * d, LMK_FLOAT32,
-                                                    lane, slice.columns)
-                                         : splat(0));
-            }
-        }
-    }
-}
-
-static void export_state(const delta_head *head, const float *state, float *to, size_t stride) {
-    const size_t rows = head->rows.k.width, slices = slices_of(head);
-    for (size_t i = 0; i < slices; i++) {
-        const column_slice slice = slice_of(head, i);
-        for (size_t d = 0; d < rows; d++, state += SLICE_COLUMNS) {
-            for (size_t lane = 0; lane < LMK_LANES * slice.vectors; lane += LMK_LANES) {
-                store_row(to + slice.column + stride * d, LMK_FLOAT32, lane, slice.columns,
-                          load(state + lane));
-            }
-        }
-    }
-}
-
 /// z and y of the first group, from the state as it is.
 static void read_state_first(const delta_head *head, float *carries, const state_place *place,
                              const step_group *g) {
-    const size_t slices = slices_of(head);
+    const size_t slices = slices_of(&head->rows);
     for (size_t i = 0; i < slices; i++) {
-        const column_slice slice = slice_of(head, i);
+        const column_slice slice = slice_of(&head->rows, i);
         for (size_t j = 0; j < slice.vectors; j++) {
             const state_sweep first = {
                 .from = place->from ? place->from + place->slice_step * i + LMK_LANES * j : 0,
@@ -193,19 +133,10 @@ static void read_state_first(const delta_head *head, float *carries, const state
     }
 }
 
-LMK_INLINE void fetch_lines(const fetch_column *column) {
-    const char *line = column->data;
-    LMK_UNROLL
-    for (int i = 0; i < 16; i++, line += column->stride) __builtin_prefetch(line, 0, 2);
-}
-
-/// Bytes of two slices that stay in L1.
-#define ABREAST_BYTES ((size_t)32 << 10)
-
 static void advance(const delta_head *head, delta_memory *m, size_t begin, size_t end, size_t steps,
                     const state_place *place, float *carries, float *scale, const kept_states *kept,
                     float *errors, const fetch_column *fetch, size_t fetches) {
-    const size_t slices = slices_of(head),
+    const size_t slices = slices_of(&head->rows),
                  slice_bytes = sizeof(float) * SLICE_COLUMNS * head->rows.k.width,
                  abreast = 2 * slice_bytes <= ABREAST_BYTES ? 2 : 1;
     step_block *const blocks = m->blocks;
@@ -246,7 +177,7 @@ static void advance(const delta_head *head, delta_memory *m, size_t begin, size_
                 sweep.u = writes.u;
                 sweep.v = writes.v;
                 for (size_t s = i; s < last; s++) {
-                    const column_slice slice = slice_of(head, s);
+                    const column_slice slice = slice_of(&head->rows, s);
                     const float *const from = place->from + place->slice_step * s;
                     float *const to = place->to + place->slice_step * s, *const carry =
                                                                              carries +

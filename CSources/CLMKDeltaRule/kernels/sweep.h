@@ -4,12 +4,6 @@
 // for the next group: each element is loaded and stored once for two writes and up to four reads.
 // Each sum is one chain of fused multiply-adds in ascending rows, whatever the number of vectors.
 
-#if defined(LMK_TARGET_AVX512) || defined(LMK_TARGET_AVX512_BF16)
-#define SWEEP_VECTORS 2
-#else
-#define SWEEP_VECTORS 1
-#endif
-
 /// What is read for the next group: nothing, for u, or for o of its steps as well.
 enum { READ_NONE = 0, READ_STEPS = 1, READ_FIRST = 2, READ_LAST = 4 };
 
@@ -27,10 +21,6 @@ typedef struct state_sweep {
     /// What is read: z, then y.
     float *carry;
 } state_sweep;
-
-#define FOR_SWEEP(VECTORS)                                                                         \
-    LMK_UNROLL                                                                                     \
-    for (int j = 0; j < VECTORS; j++)
 
 #define DEFINE_SWEEP(NAME, VECTORS, FOLDING, SECOND, READS)                                        \
     static void NAME(const state_sweep *s) {                                                       \

@@ -10,9 +10,6 @@
 #define BLOCK_STEPS CHUNK_TOKENS
 /// Steps that one pass over the state writes.
 #define GROUP_STEPS 2
-/// Most columns of the state that one pass takes.
-#define SLICE_COLUMNS 32
-
 /// One head of one sequence, with all columns of its values or some. The rows of k, v, a, b and
 /// beta are steps, those of q, o and the decay tokens.
 typedef struct delta_head {
@@ -81,12 +78,6 @@ typedef struct state_place {
     size_t stride, slice_step;
 } state_place;
 
-/// Where states go on the way: after every `stride` tokens, `step` floats apart.
-typedef struct kept_states {
-    float *data;
-    size_t stride, step, row_stride;
-} kept_states;
-
 /// Where the gradients of a head go; what has no data is not computed. Those of k, v, a and b are
 /// added to what is there where `adds`.
 typedef struct delta_gradients {
@@ -122,8 +113,8 @@ typedef struct delta_chunk {
 typedef struct delta_rule_kernels {
     /// Between a state or a part of its columns, [key_dim, width of v] at `stride`, and slices of
     /// SLICE_COLUMNS, [slice][key_dim][SLICE_COLUMNS]. A null `from` is zero.
-    void (*import_state)(const delta_head *head, const float *from, size_t stride, float *state);
-    void (*export_state)(const delta_head *head, const float *state, float *to, size_t stride);
+    void (*import_state)(const linear_head *head, const float *from, size_t stride, float *state);
+    void (*export_state)(const linear_head *head, const float *state, float *to, size_t stride);
     /// Takes steps begin ..< end of a sequence of `steps` into the state, `begin` being a multiple
     /// of BLOCK_STEPS; writes o where there is one, and e = v - z of each step where there are
     /// `errors` [steps, width]. The state is `scale` times what is stored, and what is stored after

@@ -45,6 +45,15 @@ typedef struct linear_head {
     int has_unit_length, is_normalized;
 } linear_head;
 
+/// Most columns of the state that one pass takes.
+#define SLICE_COLUMNS 32
+
+/// Where states go on the way: after every `stride` tokens, `step` floats apart.
+typedef struct kept_states {
+    float *data;
+    size_t stride, step, row_stride;
+} kept_states;
+
 /// 16 addresses that are fetched into L2: one line of each token's row.
 typedef struct fetch_column {
     const char *data;
