@@ -1,0 +1,16 @@
+#include "product_tables.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#define LMK_TARGET_AVX2
+#include "lmk_begin.h"
+#include "lmk_half.h"
+#include "lmk_transpose.h"
+#include "products.h"
+
+const product_kernels product_kernels_avx2 = PRODUCT_KERNELS;
+
+#include "lmk_end.h"
+
+#endif
