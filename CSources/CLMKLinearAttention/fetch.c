@@ -1,4 +1,4 @@
-#include "fetch.h"
+#include "lmk_token_fetch.h"
 
 /// Lines of a column, one for each step of a tile through a panel.
 #define COLUMN_LINES ((size_t)16)

@@ -1,6 +1,6 @@
 // Forward, and the pieces of a long sequence.
 #include "kernels/tables.h"
-#include "fetch.h"
+#include "lmk_token_fetch.h"
 #include "lmk_linear_plan.h"
 
 typedef struct forward_call {

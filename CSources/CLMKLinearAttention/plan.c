@@ -1,8 +1,5 @@
 #include "lmk_linear_plan.h"
 
-/// Multiply-adds below which a call stays on its thread.
-#define SERIAL_WORK ((size_t)1 << 17)
-
 /// Tokens from which chunks are faster than the recurrence; CONTRIBUTING.md has the figures.
 #define CHUNKED_TOKENS 8
 
@@ -17,9 +14,6 @@
 /// stay in cache.
 #define UNIT_STATE_BYTES ((size_t)512 << 10)
 #define BLOCK_BYTES ((size_t)128 << 10)
-
-/// Value columns that one thread takes at least.
-#define VALUE_SLICE ((size_t)32)
 
 /// Between the matrices of a chunk, so that none lies a multiple of 4 KB from another.
 #define STAGGER ((size_t)48)
@@ -105,10 +99,7 @@ linear_plan lmk_linear_plan(const lmk_linear_attention *a) {
     plan.segments = sequences_of(a);
     // The recurrence does not go over pieces twice.
     if (lmk_linear_is_chunked(a, SEGMENT_TOKENS)) lmk_linear_cut(a, pieces, &plan);
-    const size_t rows = a->batch * a->tokens;
-    // Far from overflow: the states of all heads fit in memory.
-    if (rows < SERIAL_WORK && rows * a->heads * a->key_dim * a->value_dim < SERIAL_WORK)
-        plan.threads = 1;
+    if (is_serial(a, a->tokens)) plan.threads = 1;
     const size_t units = lmk_max(1, plan.segments * a->heads);
     // Every group would read the normaliser, and one of them write it.
     if (plan.threads > 1 && units < 2 * (size_t)plan.threads && !a->is_normalized)

@@ -108,10 +108,14 @@ static lmk_status check_options(const lmk_linear_attention *a, lmk_error *error)
     return LMK_OK;
 }
 
+lmk_status lmk_linear_attention_check_sizes(const lmk_linear_attention *a, lmk_error *error) {
+    const lmk_status status = check_sizes(a, error);
+    return status == LMK_OK ? check_offsets(a, error) : status;
+}
+
 lmk_status lmk_linear_attention_check(const lmk_linear_attention *a, int reads, lmk_error *error) {
     lmk_status status = check_options(a, error);
-    if (status == LMK_OK) status = check_sizes(a, error);
-    if (status == LMK_OK) status = check_offsets(a, error);
+    if (status == LMK_OK) status = lmk_linear_attention_check_sizes(a, error);
     const size_t size = status == LMK_OK ? lmk_dtype_size(a->dtype) : 0;
     if (status == LMK_OK && reads) {
         status = lmk_linear_attention_check_rows(a, TENSOR_NAMES(q), a->q, a->q_strides, a->heads,

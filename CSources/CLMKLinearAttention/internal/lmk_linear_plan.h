@@ -7,6 +7,19 @@
 /// Most tokens that one head takes before the next one does.
 #define BLOCK_TOKENS ((size_t)64)
 
+/// Value columns that one thread takes at least.
+#define VALUE_SLICE ((size_t)32)
+
+/// Multiply-adds below which a call stays on its thread.
+#define SERIAL_WORK ((size_t)1 << 17)
+
+/// Whether that is so with this many writes to the state of each head.
+static inline int is_serial(const lmk_linear_attention *a, size_t writes) {
+    const size_t rows = a->batch * writes;
+    // Far from overflow: the states of all heads fit in memory.
+    return rows < SERIAL_WORK && rows * a->heads * a->key_dim * a->value_dim < SERIAL_WORK;
+}
+
 /// A piece of the workspace.
 typedef struct matrix_part {
     float **matrix;

@@ -15,6 +15,9 @@ typedef struct tensor_names {
 /// What forward, backward and the pieces need alike. `reads` is whether there are queries.
 lmk_status lmk_linear_attention_check(const lmk_linear_attention *a, int reads, lmk_error *error);
 
+/// Batch, tokens, heads, widths and offsets.
+lmk_status lmk_linear_attention_check_sizes(const lmk_linear_attention *a, lmk_error *error);
+
 /// [batch, tokens, heads, width] at these strides, without two rows on one another.
 lmk_status lmk_linear_attention_check_rows(const lmk_linear_attention *a, tensor_names names,
                                            const void *data, lmk_token_strides strides,

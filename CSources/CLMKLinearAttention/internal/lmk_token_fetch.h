@@ -1,7 +1,7 @@
 // What a worker fetches from memory while it computes: the rows of the next block of tokens, in the
 // order in which they lie, so that the processor's own prefetching joins in.
-#ifndef LMK_LINEAR_ATTENTION_FETCH_H
-#define LMK_LINEAR_ATTENTION_FETCH_H
+#ifndef LMK_TOKEN_FETCH_H
+#define LMK_TOKEN_FETCH_H
 
 #include "lmk_linear_problem.h"
 
