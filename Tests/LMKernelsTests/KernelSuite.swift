@@ -7,10 +7,12 @@ typealias Matmul = LMKernels.Matmul
 typealias CrossEntropy = LMKernels.CrossEntropy
 typealias Softmax = LMKernels.Softmax
 typealias LinearAttention = LMKernels.LinearAttention
+typealias HouseholderProduct = LMKernels.HouseholderProduct
 typealias ReferenceMatmul = LMKernelsReference.Matmul
 typealias ReferenceCrossEntropy = LMKernelsReference.CrossEntropy
 typealias ReferenceSoftmax = LMKernelsReference.Softmax
 typealias ReferenceLinearAttention = LMKernelsReference.LinearAttention
+typealias ReferenceHouseholderProduct = LMKernelsReference.HouseholderProduct
 
 /// Every test that runs a kernel. The instruction set in use is global, so these tests run one
 /// after the other.
