@@ -148,11 +148,12 @@ static void store_block(void *context, size_t block, unsigned worker) {
     for (size_t i = 0; i < count_of(call, block); i++) {
         const size_t row = WY_BLOCK * block + i;
         float *const to = call->t + call->t_batch_stride * call->item + call->t_stride * row;
-        memset(to, 0, WY_BLOCK * block * sizeof(float));
         for (size_t column = block; column < call->blocks; column++) {
             const float *const from = call->panels + PANEL_VECTORS * (call->padded * column + row);
             memcpy(to + WY_BLOCK * column, from, count_of(call, column) * sizeof(float));
         }
+        // In its own block there may be zeros of either sign.
+        memset(to, 0, row * sizeof(float));
     }
 }
 

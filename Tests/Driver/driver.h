@@ -39,6 +39,7 @@ void run_cross_entropy_seeded(void);
 void run_softmax_seeded(void);
 void run_softmax_relatives(void);
 void run_linear_attention_seeded(void);
+void run_householder_seeded(void);
 
 // One conformance file.
 struct safetensors;

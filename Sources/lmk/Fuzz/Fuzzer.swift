@@ -21,8 +21,8 @@ struct Fuzzer {
         [
             CrossEntropyCase.self, SoftmaxCase.self, TopKCase.self, ShiftMaxCase.self,
             AccumulatorCase.self, LinearAttentionCase.self, RecurrenceCase.self,
-            ConvolutionCase.self, NormCase.self, FeatureCase.self, MatmulCase.self,
-            ElementwiseCase.self,
+            ConvolutionCase.self, NormCase.self, FeatureCase.self, HouseholderCase.self,
+            SelfReferentialCase.self, MatmulCase.self, ElementwiseCase.self,
         ]
     }
 
