@@ -170,7 +170,9 @@ extension KernelSuite {
 
             func refused(isBackward: Bool) -> KernelError? {
                 func array(_ count: Int) -> [Float] { Array(repeating: 1, count: count) }
-                let (x, matrix, dy, dfinal) = (array(x), array(matrix), array(y), array(finalMatrix))
+                let (x, matrix, dy, dfinal) = (
+                    array(x), array(matrix), array(y), array(finalMatrix)
+                )
                 var (y, final) = (array(self.y), array(finalMatrix))
                 var (dx, dmatrix) = (array(xGradient), array(matrixGradient))
                 let found = refusal {

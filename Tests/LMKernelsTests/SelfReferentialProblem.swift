@@ -71,36 +71,35 @@ struct SelfReferentialProblem<Element: TestElement>: CustomStringConvertible {
 
     /// Both directions.
     func found(threads: Int = 1, workspace: Workspace = Workspace()) throws -> Found {
-        var found = Found(
-            y: Tensor(
-                Self.rows(shape, shape.valueDimension), gap: 3, isHeadMajor: isHeadMajor),
-            finalMatrix: Array(
-                repeating: .nan, count: sequences * shape.heads * shape.rows * shape.keyDimension),
-            dx: Tensor(Self.rows(shape, shape.keyDimension), gap: 1, isHeadMajor: !isHeadMajor),
-            matrixGradient: Array(repeating: .nan, count: matrix.count))
+        var y = Tensor(Self.rows(shape, shape.valueDimension), gap: 3, isHeadMajor: isHeadMajor)
+        var dx = Tensor(Self.rows(shape, shape.keyDimension), gap: 1, isHeadMajor: !isHeadMajor)
+        var finalMatrix = Array(
+            repeating: Float.nan,
+            count: sequences * shape.heads * shape.rows * shape.keyDimension)
+        var matrixGradient = Array(repeating: Float.nan, count: matrix.count)
         var strides = SelfReferentialMatrix.Strides()
         strides.x = x.strides
-        strides.y = found.y.strides
+        strides.y = y.strides
         strides.yGradient = dy.strides
-        strides.xGradient = found.dx.strides
+        strides.xGradient = dx.strides
         let input = x.array.span.extracting(x.range)
-        try withElements(of: &found.y) { part in
+        try withElements(of: &y) { part in
             var part = part
             try SelfReferentialMatrix.forward(
                 input, into: &part, initialMatrix: matrix.span, sharesInitialMatrix: sharesMatrix,
-                finalMatrix: found.finalMatrix.mutableSpan, hasInputSoftmax: hasInputSoftmax,
+                finalMatrix: finalMatrix.mutableSpan, hasInputSoftmax: hasInputSoftmax,
                 shape: shape, strides: strides, offsets: offsets?.span, threads: threads,
                 workspace: workspace)
         }
-        try withElements(of: &found.dx) { part in
+        try withElements(of: &dx) { part in
             try SelfReferentialMatrix.backward(
                 input, yGradient: dy.array.span.extracting(dy.range), initialMatrix: matrix.span,
                 sharesInitialMatrix: sharesMatrix, finalMatrixGradient: finalGradient?.span,
-                xGradient: part, initialMatrixGradient: found.matrixGradient.mutableSpan,
+                xGradient: part, initialMatrixGradient: matrixGradient.mutableSpan,
                 hasInputSoftmax: hasInputSoftmax, shape: shape, strides: strides,
                 offsets: offsets?.span, threads: threads, workspace: workspace)
         }
-        return found
+        return Found(y: y, finalMatrix: finalMatrix, dx: dx, matrixGradient: matrixGradient)
     }
 
     // MARK: The reference

@@ -30,12 +30,13 @@
 
 /// Runs the last argument for all vectors of rows of `end` entries, in passes of about as many:
 /// `at` is the first entry of each and `V` its vectors, a constant.
-#define EACH_SWEEP(end, ...)                                                                       \
+#define EACH_SWEEP(end, descends, ...)                                                             \
     do {                                                                                           \
         const size_t vectors = (end) / LMK_LANES,                                                  \
                      passes = (vectors + SWEEP_VECTORS - 1) / SWEEP_VECTORS;                       \
-        for (size_t pass = 0; pass < passes; pass++) {                                             \
-            const size_t first = vectors * pass / passes, at = LMK_LANES * first;                  \
+        for (size_t count = 0; count < passes; count++) {                                          \
+            const size_t pass = (descends) ? passes - 1 - count : count,                           \
+                         first = vectors * pass / passes, at = LMK_LANES * first;                  \
             switch (vectors * (pass + 1) / passes - first) {                                       \
                 SWEEP_CASES(__VA_ARGS__)                                                           \
             default: {                                                                             \
@@ -103,7 +104,7 @@ static void store_matrix(const self_reference_sizes *sizes, const float *from, f
 static void multiply_row(const self_reference_sizes *sizes, const float *matrix, const float *x,
                          float *to) {
     const size_t dim = sizes->dim, stride = sizes->stride;
-    EACH_SWEEP(stride, {
+    EACH_SWEEP(stride, 1, {
         f32x16 sum[V];
         EACH_OF(V) sum[v] = splat(0);
         for (size_t d = 0; d < dim; d++) {
@@ -119,7 +120,7 @@ static void multiply_row(const self_reference_sizes *sizes, const float *matrix,
 static void write_and_multiply(const self_reference_sizes *sizes, const float *change,
                                const float *key, const float *next, float *matrix, float *to) {
     const size_t dim = sizes->dim, stride = sizes->stride;
-    EACH_SWEEP(stride, {
+    EACH_SWEEP(stride, 0, {
         f32x16 added[V];
         f32x16 sum[V];
         EACH_OF(V) added[v] = load(change + at + LMK_LANES * v);
@@ -147,6 +148,20 @@ static void write_change(const self_reference_sizes *sizes, const float *change,
         float *const row = matrix + stride * d;
         for (size_t at = 0; at < stride; at += LMK_LANES)
             store(row + at, factor * load(change + at) + load(row + at));
+    }
+}
+
+/// matrix += x y^T + z w^T, in this order.
+static void write_changes(const self_reference_sizes *sizes, const float *x, const float *y,
+                          const float *z, const float *w, float *matrix) {
+    const size_t dim = sizes->dim, stride = sizes->stride;
+    for (size_t d = 0; d < dim; d++) {
+        const f32x16 first = splat(y[d]), second = splat(w[d]);
+        float *const row = matrix + stride * d;
+        for (size_t at = 0; at < stride; at += LMK_LANES) {
+            const f32x16 entry = first * load(x + at) + load(row + at);
+            store(row + at, second * load(z + at) + entry);
+        }
     }
 }
 
@@ -288,8 +303,7 @@ LMK_INLINE void step_back(const self_reference_sizes *s, const self_reference_to
     }
     softmax_gradient(t->key, g->key, s->dim, g->produced + blocks[1]);
     softmax_gradient(t->query, g->query, s->dim, g->produced + blocks[2]);
-    write_change(s, g->change, t->direction, gradient);
-    write_change(s, g->produced, t->input, gradient);
+    write_changes(s, g->change, t->direction, g->produced, t->input, gradient);
     if (!dx) return;
     multiply_transposed(s, matrix, g->produced, g->input);
     if (has_softmax) softmax_gradient(t->input, g->input, s->dim, g->input);

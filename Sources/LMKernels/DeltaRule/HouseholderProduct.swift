@@ -111,7 +111,8 @@ public enum HouseholderProduct {
                     let needed = unsafe lmk_householder_wy_workspace_size(&product)
                     return unsafe workspace.withMemory(byteCount: needed) { memory, size in
                         unsafe lmk_householder_wy(
-                            &product, t.baseAddress, extent.stride, batchStride, memory, size, error)
+                            &product, t.baseAddress, extent.stride, batchStride, memory, size, error
+                        )
                     }
                 }
             }

@@ -29,7 +29,11 @@ struct HouseholderCase: StageCase {
         let dimensions = random.length(upTo: 300, orZero: false)
         var vectors = random.length(upTo: 200)
         while batch * factors * dimensions * vectors > 400_000 {
-            if random.once(in: 2) { factors = (factors + 1) / 2 } else { vectors = (vectors + 1) / 2 }
+            if random.once(in: 2) {
+                factors = (factors + 1) / 2
+            } else {
+                vectors = (vectors + 1) / 2
+            }
         }
         shape = .init(batch: batch, factors: factors, dimensions: dimensions, vectors: vectors)
         let (rows, columns) = side == .left ? (dimensions, vectors) : (vectors, dimensions)
