@@ -10,4 +10,5 @@ let benchmarks: @Sendable () -> Void = {
     linearAttentionBenchmarks()
     linearAttentionCurve()
     linearAttentionStageBenchmarks()
+    deltaRuleBenchmarks()
 }
