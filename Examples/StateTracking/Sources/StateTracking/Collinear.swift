@@ -4,9 +4,8 @@ import LMKernelsReference
 
 /// Errors of both forms with keys that are nearly the same, against Double.
 ///
-/// Keys are `angle` away from one direction, each into a direction of its own. The rows of the
-/// system that a chunk solves are then nearly alike, and with beta near 2 its solution is larger
-/// than what it is made of.
+/// Keys are `angle` away from one direction, each into a direction of its own. A chunk solves a
+/// triangular system of their products, which are then all nearly 1.
 struct Collinear {
     /// In degrees; keys in all directions come first.
     static let angles = [90, 30, 10, 3, 1, 0.3, 0.1]
