@@ -22,7 +22,7 @@ TESTING = $(RELEASE) -Xswiftc -enable-testing
 test: deps ## unit tests, conformance vectors, memory bound, dependency by version
 	$(SWIFT) build $(TESTING) --product swift-lm-kernelsPackageTests
 	$(SWIFT) build $(TESTING) --product lmk
-	$(SWIFT) test $(TESTING) --skip-build
+	LMK_EXPECTS_OPENBLAS=1 $(SWIFT) test $(TESTING) --skip-build
 	bash Scripts/conformance.sh
 	bash Scripts/memory.sh
 	bash Scripts/consumer.sh

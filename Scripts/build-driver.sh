@@ -9,7 +9,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 output=$1
 shift
-programs=(Tests/Driver/{driver,products,cross_entropy,softmax,softmax_relatives,linear_attention,delta_rule,tokens,matrix,safetensors,threads}.c)
+programs=(Tests/Driver/{driver,products,cross_entropy,softmax,softmax_relatives,linear_attention,delta_rule,householder,tokens,matrix,safetensors,threads}.c)
 sources=(CSources/*/*.c CSources/*/kernels/*.c)
 case ${1:-} in
 -m)

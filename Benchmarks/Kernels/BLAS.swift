@@ -61,4 +61,19 @@ enum BLAS {
             CblasRowMajor, CblasNoTrans, Int32(columns), Int32(depth), 1, b, Int32(depth), x, 1, 0,
             y, 1)
     }
+
+    /// Bytes per second read and written by changing the signs of an array in place: the best of
+    /// several runs.
+    static func updateBandwidth(bytes: Int, threads: Int) -> Double {
+        use(threads: threads)
+        let count = bytes / MemoryLayout<Float>.stride
+        var x = [Float](repeating: 1, count: count)
+        let repeats = max(1, (64 << 20) / bytes)
+        let best = (0..<9).map { _ in
+            ContinuousClock().measure {
+                for _ in 0..<repeats { cblas_sscal(Int32(count), -1, &x, 1) }
+            } / .seconds(1)
+        }.min()!
+        return Double(2 * repeats * bytes) / best
+    }
 }

@@ -10,4 +10,6 @@ let benchmarks: @Sendable () -> Void = {
     linearAttentionBenchmarks()
     linearAttentionCurve()
     linearAttentionStageBenchmarks()
+    deltaRuleBenchmarks()
+    householderBenchmarks()
 }

@@ -4,7 +4,7 @@ import Foundation
 import LMKernels
 
 /// What bounds a kernel.
-enum Limit {
+enum Limit: Equatable {
     /// Fused multiply-add.
     case float32
     /// Dot product of pairs; where the CPU has none in use, bfloat16 is widened and multiplied as
@@ -12,6 +12,8 @@ enum Limit {
     case bfloat16
     /// Memory: the bytes that a copy past the caches reads and writes.
     case copying
+    /// The cache that holds an array of so many bytes, which is read and written in place.
+    case updating(bytes: Int)
 
     /// Operations or bytes per second that can be reached now.
     func rate(threads: Int) -> Double {
@@ -23,10 +25,17 @@ enum Limit {
             return dotProduct.map { $0 * Double(threads) } ?? Limit.float32.rate(threads: threads)
         case .copying:
             return Machine.copyBandwidth(bytes: 128 << 20, threads: threads, streaming: true)
+        case .updating(let bytes):
+            return BLAS.updateBandwidth(bytes: bytes, threads: threads)
         }
     }
 
-    var unit: String { self == .copying ? "GB/s" : "GFLOP/s" }
+    var unit: String {
+        switch self {
+        case .float32, .bfloat16: "GFLOP/s"
+        case .copying, .updating: "GB/s"
+        }
+    }
 }
 
 /// What is measured, and what it is measured by.
@@ -34,7 +43,7 @@ struct Measurement {
     var name: String
     var limit = Limit.float32
     var threads = 1
-    /// Floating-point operations of a call, or bytes where copying is the limit.
+    /// Floating-point operations of a call, or bytes where memory is the limit.
     var operations: Double
     /// Bytes that a call cannot avoid to read from memory, where that bounds it rather than
     /// arithmetic does.

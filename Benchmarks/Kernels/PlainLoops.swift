@@ -128,3 +128,35 @@ func linearAttentionPlainly(
         }
     }
 }
+
+/// One head of the delta rule with decays of tokens, token by token.
+///
+/// - Parameters:
+///   - query: [tokens, heads, width], as are `key`, `value` and `output`.
+///   - beta: [tokens, heads], as is `logDecay`.
+///   - state: Memory of [width, width].
+///   - correction: Memory of [width].
+func deltaRulePlainly(
+    query: UnsafePointer<Float>, key: UnsafePointer<Float>, value: UnsafePointer<Float>,
+    beta: UnsafePointer<Float>, logDecay: UnsafePointer<Float>, tokens: Int, heads: Int, head: Int,
+    width: Int, state: UnsafeMutablePointer<Float>, correction u: UnsafeMutablePointer<Float>,
+    output: UnsafeMutablePointer<Float>
+) {
+    state.update(repeating: 0, count: width * width)
+    let scale = 1 / Float(width).squareRoot()
+    for t in 0..<tokens {
+        let row = (t * heads + head) * width
+        let (rate, decay) = (beta[t * heads + head], exp(logDecay[t * heads + head]))
+        let (v, o) = (value + row, output + row)
+        u.update(repeating: 0, count: width)
+        for d in 0..<width { add(key[row + d], state + d * width, to: u, count: width) }
+        for e in 0..<width { u[e] = rate * (v[e] - decay * u[e]) }
+        o.update(repeating: 0, count: width)
+        for d in 0..<width {
+            let s = state + d * width
+            let k = key[row + d]
+            for e in 0..<width { s[e] = decay * s[e] + k * u[e] }
+            add(scale * query[row + d], s, to: o, count: width)
+        }
+    }
+}

@@ -101,6 +101,7 @@ int main(int argc, char **argv) {
     run_softmax_relatives();
     run_linear_attention_seeded();
     run_delta_rule_seeded();
+    run_householder_seeded();
     for (int i = 1; i < argc; i++) run_file(argv[i]);
     return finish();
 }

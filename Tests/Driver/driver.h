@@ -40,6 +40,7 @@ void run_softmax_seeded(void);
 void run_softmax_relatives(void);
 void run_linear_attention_seeded(void);
 void run_delta_rule_seeded(void);
+void run_householder_seeded(void);
 
 // One conformance file.
 struct safetensors;

@@ -7,10 +7,14 @@ typealias Matmul = LMKernels.Matmul
 typealias CrossEntropy = LMKernels.CrossEntropy
 typealias Softmax = LMKernels.Softmax
 typealias LinearAttention = LMKernels.LinearAttention
+typealias HouseholderProduct = LMKernels.HouseholderProduct
+typealias SelfReferentialMatrix = LMKernels.SelfReferentialMatrix
 typealias ReferenceMatmul = LMKernelsReference.Matmul
 typealias ReferenceCrossEntropy = LMKernelsReference.CrossEntropy
 typealias ReferenceSoftmax = LMKernelsReference.Softmax
 typealias ReferenceLinearAttention = LMKernelsReference.LinearAttention
+typealias ReferenceHouseholderProduct = LMKernelsReference.HouseholderProduct
+typealias ReferenceSelfReferentialMatrix = LMKernelsReference.SelfReferentialMatrix
 
 /// Every test that runs a kernel. The instruction set in use is global, so these tests run one
 /// after the other.

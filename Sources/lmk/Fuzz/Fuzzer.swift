@@ -20,7 +20,8 @@ struct Fuzzer {
     static var operations: [any FuzzCase.Type] {
         [
             CrossEntropyCase.self, SoftmaxCase.self, TopKCase.self, ShiftMaxCase.self,
-            AccumulatorCase.self, LinearAttentionCase.self, DeltaRuleCase.self, RecurrenceCase.self,
+            AccumulatorCase.self, LinearAttentionCase.self, DeltaRuleCase.self,
+            HouseholderCase.self, SelfReferentialCase.self, RecurrenceCase.self,
             ConvolutionCase.self, NormCase.self, FeatureCase.self, MatmulCase.self,
             ElementwiseCase.self,
         ]

@@ -1,0 +1,20 @@
+#include "product_tables.h"
+#include "self_reference_tables.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#define LMK_TARGET_AVX2
+#include "lmk_begin.h"
+#include "lmk_half.h"
+#include "lmk_math.h"
+#include "lmk_transpose.h"
+#include "products.h"
+#include "self_reference.h"
+
+const product_kernels product_kernels_avx2 = PRODUCT_KERNELS;
+const self_reference_kernels self_reference_kernels_avx2 = SELF_REFERENCE_KERNELS;
+
+#include "lmk_end.h"
+
+#endif
