@@ -68,9 +68,9 @@ extension KernelSuite {
             try withEachInstructionSet { set in
                 let found = try problem.backward().logDecay
                 let error = relativeError(closed.map { found[$0] }, closed.map { expected[$0] })
-                #expect(error < 6e-6, "\(set): \(error)")
+                #expect(error < 1.6e-6, "\(set): \(error)")
                 let all = relativeError(found, expected)
-                #expect(all < 6e-6, "\(set): \(all)")
+                #expect(all < 1.6e-6, "\(set): \(all)")
             }
         }
 
@@ -170,7 +170,7 @@ extension KernelSuite {
             problem.addStates(seed: 51)
             problem.options.stateStride = 750
             problem.options.threads = 2
-            try problem.check("2100 tokens of 2 steps", tolerance: 2e-5)
+            try problem.check("2100 tokens of 2 steps")
         }
 
         @Test func longPackedSequences() throws {
@@ -180,47 +180,42 @@ extension KernelSuite {
             problem.setDecays(-0.05...0, seed: 5)
             problem.addStates(seed: 51)
             problem.options.threads = 3
-            try problem.check("packed", tolerance: 2e-5)
+            try problem.check("packed")
         }
 
         // MARK: - Keys near one another
 
-        /// Keys c + 0.01 noise, at unit length, with rates near 2: every step reflects at nearly
-        /// the same plane, and (I + L)^-1 has large entries where the recurrence has none.
-        @Test func nearlyCollinearKeys() throws {
-            for (noise, recurrent, chunked) in [
-                (Float(0.1), 2e-6, 1e-5), (0.01, 3e-6, 4e-5), (0.001, 3e-6, 4e-5),
-            ] {
-                var problem = Problem(
-                    tokens: 512, heads: 2, keyWidth: 64, valueWidth: 64, seed: 60)
-                var random = SeededGenerator(seed: 61)
-                let common = unitRows(
-                    (0..<64).map { _ in .random(in: -1...1, using: &random) }, 64, Float.self)
-                let keys = (0..<512 * 64).map { i in
-                    common[i % 64] + noise * .random(in: -1...1, using: &random)
+        /// Keys c + noise, at unit length, with rates near 2: every step reflects at nearly the same
+        /// plane, and (I + L)^-1 has entries near 2 all over a chunk. Measured errors of o: 6.8e-7
+        /// by the recurrence and 2.1e-6 in chunks; of gradients, which go in chunks, 5.2e-6.
+        @Test(arguments: [Float(0.1), 0.01, 0.001, 0])
+        func nearlyCollinearKeys(noise: Float) throws {
+            var problem = Problem(
+                tokens: 512, heads: 2, keyWidth: 64, valueWidth: 64, seed: 60)
+            var random = SeededGenerator(seed: 61)
+            let common = unitRows(
+                (0..<64).map { _ in .random(in: -1...1, using: &random) }, 64, Float.self)
+            let keys = (0..<512 * 64).map { i in
+                common[i % 64] + noise * .random(in: -1...1, using: &random)
+            }
+            problem.key = unitRows(keys, 64, Float.self)
+            problem.setRates(1.9...2, seed: 62)
+            problem.addStates(seed: 63)
+            let expected = problem.expectedOutputs()
+            let gradients = problem.expectedGradients()
+            try withEachInstructionSet { set in
+                for (form, limit) in [(DeltaRule.Form.recurrent, 1.5e-6), (.chunked, 4e-6)] {
+                    problem.options.form = form
+                    for (name, values) in try problem.forward().arrays where !values.isEmpty {
+                        let error = relativeError(values, expected[name]!)
+                        print("COLLINEAR \(noise) \(set) \(form) \(name) \(error)")
+                        #expect(error < limit, "\(set) \(form): \(name) \(error)")
+                    }
                 }
-                problem.key = unitRows(keys, 64, Float.self)
-                problem.setRates(1.9...2, seed: 62)
-                problem.addStates(seed: 63)
-                let expected = problem.expectedOutputs()
-                let gradients = problem.expectedGradients()
-                try withEachInstructionSet { set in
-                    for (form, limit) in [
-                        (DeltaRule.Form.recurrent, recurrent), (.chunked, chunked),
-                    ] {
-                        problem.options.form = form
-                        let found = try problem.forward()
-                        let error = relativeError(found.output, expected["o"]!)
-                        print("collinear \(noise) \(set) \(form) o \(error)")
-                        #expect(error < limit, "\(noise) \(set) \(form): \(error)")
-                        let ofState = relativeError(found.finalState, expected["state"]!)
-                        #expect(ofState < limit, "\(noise) \(set) \(form): \(ofState)")
-                    }
-                    for (name, values) in try problem.backward().arrays where !values.isEmpty {
-                        let error = relativeError(values, gradients[name]!)
-                        print("collinear \(noise) \(set) \(name) \(error)")
-                        #expect(error < chunked, "\(noise) \(set) \(name): \(error)")
-                    }
+                for (name, values) in try problem.backward().arrays where !values.isEmpty {
+                    let error = relativeError(values, gradients[name]!)
+                    print("COLLINEAR \(noise) \(set) backward \(name) \(error)")
+                    #expect(error < 1e-5, "\(set): \(name) \(error)")
                 }
             }
         }

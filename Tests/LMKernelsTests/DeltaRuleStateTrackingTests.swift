@@ -171,8 +171,8 @@ extension KernelSuite {
                 let drift = zip(output.indices, output).map { i, x in
                     (x - (i % 5 == expected[i / 5] ? 1 : 0)).magnitude
                 }.max()!
-                print("S5 drift \(label) \(drift)")
-                #expect(drift < 0.01, "\(label): \(drift)")
+                // Measured: 2.9e-4, without fused multiply-add 6.4e-4.
+                #expect(drift < 2e-3, "\(label): \(drift)")
             }
             for rate in [Float(1), 0.5] {
                 try swap(rate: rate, isUnitLength: true) { output, label in

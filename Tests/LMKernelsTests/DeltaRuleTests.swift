@@ -4,52 +4,34 @@ import Testing
 
 @testable import lmk
 
-/// Tolerances as relative Euclidean errors.
-private struct Tolerance {
-    /// Of what has the storage type.
-    var stored: Double
-    /// Of what is float32 always.
-    let float32 = 6e-6
-
-    init(_ type: StorageType) {
-        switch type {
-        case .float32: stored = 6e-6
-        case .bfloat16: stored = 4e-3
-        case .float16: stored = 6e-4
-        }
-    }
-
-    func limit(_ name: String) -> Double {
-        ["o", "dq", "dk", "dv", "da", "db"].contains(name) ? stored : float32
+/// Tolerances as relative Euclidean errors. Measured over every test of this file and of edges, for
+/// float32, bfloat16 and float16: o 8.4e-7, 2.0e-3, 2.4e-4; gradients of that storage type 8.2e-7,
+/// 2.0e-3, 3.1e-4; states 5.7e-7; gradients that are float32 always 7.3e-7.
+private func limit(_ name: String, _ type: StorageType) -> Double {
+    switch (["o", "dq", "dk", "dv", "da", "db"].contains(name), type) {
+    case (false, _), (true, .float32): 1.6e-6
+    case (true, .bfloat16): 4e-3
+    case (true, .float16): 6e-4
     }
 }
 
 extension DeltaRuleProblem {
-    /// Compares with the reference on every instruction set, in both forms.
-    ///
-    /// - Parameter tolerance: Of everything.
+    /// Compares with the reference on every instruction set.
     func check(
-        _ label: String, forms: [DeltaRule.Form] = [.recurrent, .chunked],
-        tolerance: Double? = nil
+        _ label: String, forms: [DeltaRule.Form] = [.recurrent, .chunked]
     ) throws {
         let type = Element.storageType
-        let tolerances = Tolerance(type)
         let outputs = expectedOutputs()
         let gradients = expectedGradients()
+        // States of one row: what a reflection leaves of it may be next to nothing.
+        let floor = shape.keyWidth == 1 ? 0.1 : 0
         try withEachInstructionSet { set in
             func check(_ found: Found, _ expected: [String: [Double]], _ label: String) {
                 #expect(found.isFillerKept, "\(label)")
                 for (name, values) in found.arrays where !values.isEmpty {
-                    // One number, whose terms cancel as they like.
-                    let floor = shape.keyWidth * shape.valueWidth == 1 ? 0.1 : 0
                     let error = relativeError(
                         values.map { Double($0) }, expected[name]!, floor: floor)
-                    let limit = tolerance ?? tolerances.limit(name)
-                    if unsafe error > DeltaRuleErrors.worst[name + "\(type)", default: 0] {
-                        unsafe DeltaRuleErrors.worst[name + "\(type)"] = error
-                        print("NEW \(name) \(error) \(label)")
-                    }
-                    #expect(error < limit, "\(label): \(name) \(error)")
+                    #expect(error < limit(name, type), "\(label): \(name) \(error)")
                 }
             }
             for form in forms {
@@ -62,18 +44,8 @@ extension DeltaRuleProblem {
     }
 }
 
-enum DeltaRuleErrors {
-    nonisolated(unsafe) static var worst: [String: Double] = [:]
-}
-
 extension KernelSuite {
     @Suite struct DeltaRuleTests {
-        @Test func zzWorst() {
-            for (name, error) in unsafe DeltaRuleErrors.worst.sorted(by: { $0.key < $1.key }) {
-                print("WORST \(name) \(error)")
-            }
-        }
-
         private func everyOption<Element: StorageValue>(
             _ decay: DeltaRule.Decay, choice: Int, of type: Element.Type
         ) throws {
