@@ -44,11 +44,15 @@ static size_t fetch_floats(const lmk_linear_attention *a) {
     return spaced(lmk_linear_fetch_floats(a));
 }
 
-/// Whether a sequence is computed by passes token by token: not where a normaliser is to be kept,
-/// nor where its segments are computed side by side.
+/// Tokens from which passes that take several are faster than one for each; CONTRIBUTING.md has the
+/// figures.
+#define PASSED_TOKENS 4
+
+/// Whether a sequence is computed by passes of several tokens: not where a normaliser is to be
+/// kept, nor where its segments are computed side by side.
 static int is_passed(const lmk_linear_attention *a, const linear_plan *plan, size_t tokens) {
     return !a->is_bidirectional && !a->is_normalized && !plan->cuts &&
-           a->form != LMK_LINEAR_ATTENTION_CHUNKED && tokens > 1;
+           a->form != LMK_LINEAR_ATTENTION_CHUNKED && tokens >= PASSED_TOKENS;
 }
 
 /// A worker's memory for passes: for each head of a unit its state in slices and what that is to be

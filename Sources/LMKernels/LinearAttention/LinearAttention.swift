@@ -92,11 +92,12 @@ public enum LinearAttention {
 
     /// How the recurrence is computed; results agree to rounding.
     public enum Form: Sendable, Hashable, CaseIterable {
-        /// By the number of tokens and the decay.
+        /// Whichever is faster.
         case automatic
-        /// Token by token: for decoding.
+        /// Token by token, several in each pass over the state.
         case recurrent
-        /// 16 tokens at a time, as matrix products: for training and prefill.
+        /// 16 tokens at a time, as matrix products: with a normaliser, and where segments of a long
+        /// sequence are computed side by side.
         case chunked
     }
 
