@@ -53,9 +53,10 @@ typedef enum LMK_CLOSED_ENUM lmk_decay {
 
 /// How the recurrence is computed; the results agree to rounding.
 typedef enum LMK_CLOSED_ENUM lmk_linear_attention_form {
-    /// Whichever is faster; CONTRIBUTING.md has the figures.
+    /// Whichever is fastest: one token or several in each pass over the state, or chunks;
+    /// CONTRIBUTING.md has the figures.
     LMK_LINEAR_ATTENTION_AUTOMATIC = 0,
-    /// Token by token, several in each pass over the state.
+    /// Token by token: for decoding. A sequence that is cut anywhere has the same bits.
     LMK_LINEAR_ATTENTION_RECURRENT = 1,
     /// 16 tokens at a time, as matrix products: with a normaliser, and where segments of a long
     /// sequence are computed side by side.
