@@ -90,6 +90,9 @@ size_t lmk_householder_apply_workspace_size(const lmk_householder_application *a
 /// products: for block B of b factors  y = x - K_B^T (T_B (K_B x)).  Blocks have 16 factors where
 /// dim <= 64 and 32 elsewhere, which is a matter of sizes alone.
 ///
+/// Leading and trailing dimensions in which a whole block of factors is 0, as in the reflections of
+/// a QR decomposition, are passed over: they cost nothing, and an infinity there stays one.
+///
 /// Cost: n dim + n b / 2 multiply-adds twice for each vector, and n dim b for the forms.
 lmk_status lmk_householder_apply(const lmk_householder_application *application,
                                  void *LMK_NULLABLE y, size_t y_stride, size_t y_batch_stride,

@@ -61,17 +61,15 @@ static group_rows find_rows(const delta_head *head, const step_block *block, siz
     group_rows to = {0};
     for (size_t n = 0; n < count; n++) {
         const size_t step = block->begin + i + n, at = width * (i + n);
-        to.k[n] =
-            row_of_step(&rows->k, step, has_unit_length, block->k_factors[i + n], block->k + at);
+        to.k[n] = row_of(&rows->k, step, has_unit_length, block->k_factors[i + n], block->k + at);
         if (reads && ends_token(head, step)) {
             const size_t t = token_of(head, step);
-            to.q[n] =
-                row_of_step(&rows->q, t, has_unit_length,
-                            block->q_factors[t - token_of(head, block->begin)], block->q + at);
+            to.q[n] = row_of(&rows->q, t, has_unit_length,
+                             block->q_factors[t - token_of(head, block->begin)], block->q + at);
         }
         if (!head->a.data) continue;
-        to.a[n] = row_of_step(&head->a, step, 0, 1, block->a + at);
-        to.b[n] = row_of_step(&head->b, step, 0, 1, block->b + at);
+        to.a[n] = row_of(&head->a, step, 0, 1, block->a + at);
+        to.b[n] = row_of(&head->b, step, 0, 1, block->b + at);
     }
     return to;
 }

@@ -50,8 +50,8 @@ LMK_INLINE void store_value(const token_rows_out *x, size_t row, size_t at, f32x
 }
 
 /// A row of a tensor, where it lies or widened and multiplied to `buffer`.
-LMK_INLINE const float *row_of_step(const token_rows *x, size_t step, int has_factor, float factor,
-                                    float *buffer) {
+LMK_INLINE const float *row_of(const token_rows *x, size_t step, int has_factor, float factor,
+                               float *buffer) {
     const char *const row = (const char *)x->data + dtype_bytes(x->dtype) * x->stride * step;
     if (x->dtype == LMK_FLOAT32 && !has_factor) return (const float *)(const void *)row;
     for (size_t at = 0; at < x->width; at += LMK_LANES) {

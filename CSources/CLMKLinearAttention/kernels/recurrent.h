@@ -61,27 +61,8 @@ static float step_normalizer(const token_step *s, const float *from, float *to) 
     return s->has_bonus ? read + s->bonus : read;
 }
 
-LMK_INLINE f32x16 load_value(const linear_head *head, size_t t, size_t column) {
-    const char *const row =
-        (const char *)head->v.data + dtype_bytes(head->v.dtype) * head->v.stride * t;
-    switch (head->v.dtype) {
-    case LMK_BFLOAT16: return load_row(row, LMK_BFLOAT16, column, head->v.width);
-    case LMK_FLOAT16: return load_row(row, LMK_FLOAT16, column, head->v.width);
-    default: return load_row(row, LMK_FLOAT32, column, head->v.width);
-    }
-}
-
-LMK_INLINE void store_output(const linear_head *head, size_t t, size_t column, f32x16 o) {
-    char *const row = (char *)head->o.data + dtype_bytes(head->o.dtype) * head->o.stride * t;
-    switch (head->o.dtype) {
-    case LMK_BFLOAT16: store_row(row, LMK_BFLOAT16, column, head->o.width, o); break;
-    case LMK_FLOAT16: store_row(row, LMK_FLOAT16, column, head->o.width, o); break;
-    default: store_row(row, LMK_FLOAT32, column, head->o.width, o); break;
-    }
-}
-
 /// Rows of 16 tokens, [16][16 panels], where `load_panels` has them in panels.
-LMK_INLINE const float *row_of(const float *panels_data, size_t panels, size_t i, float *row) {
+LMK_INLINE const float *gather_row(const float *panels_data, size_t panels, size_t i, float *row) {
     for (size_t p = 0; p < panels; p++)
         store(row + LMK_LANES * p, load(panels_data + PANEL * p + LMK_LANES * i));
     return row;
@@ -90,18 +71,21 @@ LMK_INLINE const float *row_of(const float *panels_data, size_t panels, size_t i
 static void step_token(const linear_head *head, const token_step *s, size_t t, const float *from,
                        float divisor, float *to, size_t stride) {
     const size_t width = head->v.width;
+    const char *const row =
+        (const char *)head->v.data + dtype_bytes(head->v.dtype) * head->v.stride * t;
     for (size_t column = 0; column < width;) {
         const size_t left = width - column;
         const size_t vectors = left >= 4 * LMK_LANES ? 4 : left >= 2 * LMK_LANES ? 2 : 1;
         const size_t count = left < LMK_LANES ? left : LMK_LANES;
         f32x16 v[4], o[4];
-        for (size_t j = 0; j < vectors; j++) v[j] = load_value(head, t, column + LMK_LANES * j);
+        for (size_t j = 0; j < vectors; j++)
+            v[j] = load_value(&head->v, row, column + LMK_LANES * j);
         (vectors == 4   ? step_4
          : vectors == 2 ? step_2
                         : step_1)(s, v, count, from ? from + column : 0, to + column, stride, o);
         for (size_t j = 0; head->o.data && j < vectors; j++) {
-            store_output(head, t, column + LMK_LANES * j,
-                         head->is_normalized ? o[j] / divisor : o[j]);
+            store_value(&head->o, t, column + LMK_LANES * j,
+                        head->is_normalized ? o[j] / divisor : o[j]);
         }
         column += LMK_LANES * vectors;
     }
@@ -144,9 +128,9 @@ static void step(const linear_head *head, const linear_chunk *c, size_t begin, s
             if (head->bonus) multiply_bonus(c, head, bonuses);
         }
         const token_step s = {
-            .q = row_of(c->q, panels, i, c->k_transposed),
-            .k = row_of(c->k, panels, i, c->k_transposed + LMK_LANES * panels),
-            .decay = row_of(c->decay, panels, i, c->total),
+            .q = gather_row(c->q, panels, i, c->k_transposed),
+            .k = gather_row(c->k, panels, i, c->k_transposed + LMK_LANES * panels),
+            .decay = gather_row(c->decay, panels, i, c->total),
             .key_dim = head->k.width,
             .has_bonus = head->bonus != 0,
             .bonus = head->bonus ? bonuses[i] : 0,

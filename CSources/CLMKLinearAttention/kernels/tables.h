@@ -5,6 +5,14 @@
 
 #include "lmk_linear_chunk.h"
 
+/// What passes token by token have beside states: shared decays of 16 tokens and what brings them
+/// to unit length; of four tokens rows [4][16 panels] that are not used where they lie, and decays
+/// per key; and a row of zeros and one of ones.
+typedef struct pass_memory {
+    float decays[CHUNK_TOKENS], k_factors[CHUNK_TOKENS], q_factors[CHUNK_TOKENS];
+    float *k, *q, *rows, *zeros, *ones;
+} pass_memory;
+
 typedef struct linear_attention_kernels {
     /// Between a state or a part of its columns, [rows, columns] at `stride`, and panels. A null
     /// `from` is zero.
@@ -48,6 +56,16 @@ typedef struct linear_attention_kernels {
     void (*write_back)(const linear_head *head, const linear_head_gradients *gradients,
                        const linear_chunk *chunk, const linear_gradient_chunk *gradient,
                        size_t begin, size_t count, const float *dstate);
+    /// The same between a state and slices of SLICE_COLUMNS.
+    void (*import_slices)(const linear_head *head, const float *from, size_t stride, float *state);
+    void (*export_slices)(const linear_head *head, const float *state, float *to, size_t stride);
+    /// Takes tokens begin ..< end of `tokens` into a state in slices, `begin` being a multiple of
+    /// 16, a few in each pass; writes o where there is one. The state is `scale` times what is
+    /// stored, and what is stored after the last token. Each pass fetches a column while there are
+    /// some.
+    void (*pass)(const linear_head *head, pass_memory *memory, size_t begin, size_t end,
+                 size_t tokens, float *state, float *scale, const kept_states *kept,
+                 const fetch_column *fetch, size_t fetches);
     /// The product of the decays of tokens 0 ..< tokens, [key_dim].
     void (*total_decay)(const linear_head *head, const linear_chunk *chunk, size_t tokens,
                         float *total);
