@@ -24,7 +24,7 @@ extension DeltaRuleProblem {
         let outputs = expectedOutputs()
         let gradients = expectedGradients()
         // States of one row: what a reflection leaves of it may be next to nothing.
-        let floor = shape.keyWidth == 1 ? 0.1 : 0
+        let floor: Double = shape.keyWidth == 1 ? 1 : 0
         try withEachInstructionSet { set in
             func check(_ found: Found, _ expected: [String: [Double]], _ label: String) {
                 #expect(found.isFillerKept, "\(label)")
