@@ -234,6 +234,8 @@ static void advance(const delta_head *head, delta_memory *m, size_t begin, size_
                 f32x16 state = load(from + stride * d + LMK_LANES * j) * fold;                     \
                 state = u[j] * a + state;                                                          \
                 if (is_generalized) state = v[j] * b + state;                                      \
+                /* What a pass adds for the step that is not there: -0 becomes 0. */               \
+                state = state + splat(0);                                                          \
                 store(to + stride * d + LMK_LANES * j, state);                                     \
             }                                                                                      \
         }                                                                                          \
