@@ -44,11 +44,15 @@ static size_t fetch_floats(const lmk_linear_attention *a) {
     return spaced(lmk_linear_fetch_floats(a));
 }
 
-/// Whether a sequence is computed by passes token by token: not where a normaliser is to be kept,
-/// nor where its segments are computed side by side.
+/// Tokens from which passes that take several are faster than one for each; CONTRIBUTING.md has the
+/// figures.
+#define PASSED_TOKENS 4
+
+/// Whether a sequence is computed by passes of several tokens: not where a normaliser is to be
+/// kept, nor where its segments are computed side by side.
 static int is_passed(const lmk_linear_attention *a, const linear_plan *plan, size_t tokens) {
     return !a->is_bidirectional && !a->is_normalized && !plan->cuts &&
-           a->form != LMK_LINEAR_ATTENTION_CHUNKED && tokens > 1;
+           a->form == LMK_LINEAR_ATTENTION_AUTOMATIC && tokens >= PASSED_TOKENS;
 }
 
 /// A worker's memory for passes: for each head of a unit its state in slices and what that is to be
@@ -436,7 +440,7 @@ static void run_passes(const forward_call *call, const forward_unit *unit, unsig
                 .row_stride = a->value_dim,
             };
             lmk_fetch_next(&list, share, columns);
-            call->kernels->pass(&head, &m.tokens, block, lmk_min(block + tokens, end), end,
+            call->kernels->pass(&head, &m.tokens, block, lmk_min(block + tokens, end),
                                 m.states + m.state_floats * i, m.scales + i, r->states ? &kept : 0,
                                 columns, share);
         }
@@ -444,7 +448,7 @@ static void run_passes(const forward_call *call, const forward_unit *unit, unsig
     for (size_t i = 0; r->final_state && i < unit->heads; i++) {
         const forward_unit u = head_of_unit(unit, i);
         const linear_head head = head_of(call, &u, 1);
-        call->kernels->export_slices(&head, m.states + m.state_floats * i,
+        call->kernels->export_slices(&head, m.states + m.state_floats * i, m.scales[i],
                                      r->final_state + size * state_index(call, &u) + u.column,
                                      a->value_dim);
     }

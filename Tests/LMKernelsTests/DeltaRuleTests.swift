@@ -6,10 +6,10 @@ import Testing
 
 /// Tolerances as relative Euclidean errors. Measured over every test of this file and of edges, for
 /// float32, bfloat16 and float16: o 8.4e-7, 2.0e-3, 2.4e-4; gradients of that storage type 8.2e-7,
-/// 2.0e-3, 3.1e-4; states 5.7e-7; gradients that are float32 always 7.3e-7.
+/// 2.0e-3, 3.1e-4; states 5.7e-7; gradients that are float32 always 7.3e-7. Keys of width 1: 1.6e-6.
 private func limit(_ name: String, _ type: StorageType) -> Double {
     switch (["o", "dq", "dk", "dv", "da", "db"].contains(name), type) {
-    case (false, _), (true, .float32): 1.6e-6
+    case (false, _), (true, .float32): 2e-6
     case (true, .bfloat16): 4e-3
     case (true, .float16): 6e-4
     }

@@ -53,11 +53,13 @@ typedef enum LMK_CLOSED_ENUM lmk_decay {
 
 /// How the recurrence is computed; the results agree to rounding.
 typedef enum LMK_CLOSED_ENUM lmk_linear_attention_form {
-    /// By the number of tokens and the decay; CONTRIBUTING.md has the figures.
+    /// Whichever is fastest: one token or several in each pass over the state, or chunks;
+    /// CONTRIBUTING.md has the figures.
     LMK_LINEAR_ATTENTION_AUTOMATIC = 0,
-    /// Token by token: for decoding.
+    /// Token by token: for decoding. A sequence that is cut anywhere has the same bits.
     LMK_LINEAR_ATTENTION_RECURRENT = 1,
-    /// 16 tokens at a time, as matrix products: for training and prefill.
+    /// 16 tokens at a time, as matrix products: with a normaliser, and where segments of a long
+    /// sequence are computed side by side.
     LMK_LINEAR_ATTENTION_CHUNKED = 2,
 } lmk_linear_attention_form;
 

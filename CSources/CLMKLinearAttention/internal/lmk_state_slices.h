@@ -66,7 +66,7 @@ LMK_INLINE const float *row_of(const token_rows *x, size_t step, int has_factor,
     return buffer;
 }
 
-/// A state or some of its columns, dense at `stride`, to slices and back.
+/// A state or some of its columns, dense at `stride`, to slices, and back times `scale`.
 static void import_slices(const linear_head *head, const float *from, size_t stride, float *state) {
     const size_t rows = head->k.width, slices = slices_of(head);
     for (size_t i = 0; i < slices; i++) {
@@ -81,14 +81,15 @@ static void import_slices(const linear_head *head, const float *from, size_t str
     }
 }
 
-static void export_slices(const linear_head *head, const float *state, float *to, size_t stride) {
+static void export_slices(const linear_head *head, const float *state, float scale, float *to,
+                          size_t stride) {
     const size_t rows = head->k.width, slices = slices_of(head);
     for (size_t i = 0; i < slices; i++) {
         const column_slice slice = slice_of(head, i);
         for (size_t d = 0; d < rows; d++, state += SLICE_COLUMNS) {
             for (size_t lane = 0; lane < LMK_LANES * slice.vectors; lane += LMK_LANES) {
                 store_row(to + slice.column + stride * d, LMK_FLOAT32, lane, slice.columns,
-                          load(state + lane));
+                          load(state + lane) * scale);
             }
         }
     }

@@ -5,8 +5,8 @@
 // of fused multiply-adds in ascending rows, however many tokens a pass takes.
 //
 // A decay that dimensions share stays a number: the state is stored divided by the product of the
-// decays so far, until that becomes small. Four tokens after which it would are taken with their
-// decays, and the product begins again with 1.
+// decays so far. A token after which that would be small multiplies it in, and it begins again with
+// 1: whether a token does so is a matter of those before it alone.
 
 #if defined(LMK_TARGET_AVX512) || defined(LMK_TARGET_AVX512_BF16)
 #define PASS_TOKENS 4
@@ -24,7 +24,7 @@ typedef struct token_group {
     size_t token, count;
     const float *k[PASS_GROUP], *q[PASS_GROUP], *rows[PASS_GROUP];
     pass_decay way;
-    /// Decays, factors of v and of what is read, and bonuses.
+    /// What the state is multiplied with, factors of v and of what is read, and bonuses.
     float numbers[PASS_GROUP], write_scale[PASS_GROUP], read_scale[PASS_GROUP], bonus[PASS_GROUP];
     /// The state after each token is this times what is stored then.
     float scale_after[PASS_GROUP];
@@ -134,20 +134,21 @@ static float bonus_of(const linear_head *head, const float *q, const float *k) {
     return reduce_sum(sum);
 }
 
-/// Tokens token ..< token + count, the i-th of those that were begun; the last of the sequence
-/// where `is_last`. `scale` is that of the state, before the group and then after it.
+/// Tokens token ..< token + count, the i-th of those that were begun. `scale` is that of the state,
+/// before the group and then after it.
 static token_group prepare_tokens(const linear_head *head, const pass_memory *m, size_t token,
-                                  size_t i, size_t count, int is_last, float *scale) {
+                                  size_t i, size_t count, float *scale) {
     const size_t width = head->k.width, padded = LMK_LANES * panels_of(width);
     const int has_unit_length = head->has_unit_length, reads = head->o.data != 0;
-    token_group g = {.token = token, .count = count};
-    float products[PASS_GROUP], product = *scale;
+    token_group g = {.token = token,
+                     .count = count,
+                     .way = head->decay == LMK_DECAY_KEY ? PASS_ROWS : PASS_WITHOUT};
     for (size_t n = 0; n < PASS_GROUP; n++) {
         g.k[n] = g.q[n] = m->zeros;
         g.rows[n] = m->ones;
         g.numbers[n] = g.write_scale[n] = 1;
-        products[n] = product;
         g.read_scale[n] = head->scale;
+        g.scale_after[n] = *scale;
         if (n >= count) continue;
         g.k[n] =
             row_of(&head->k, token + n, has_unit_length, m->k_factors[i + n], m->k + padded * n);
@@ -162,33 +163,20 @@ static token_group prepare_tokens(const linear_head *head, const pass_memory *m,
             for (size_t at = 0; at < width; at += LMK_LANES)
                 store(row + at, vexp(load_row(log_decay, LMK_FLOAT32, at, width)));
             g.rows[n] = row;
+            continue;
+        }
+        const float before = *scale, product = before * m->decays[i + n];
+        if (product >= 1 / FOLD_LIMIT && product <= FOLD_LIMIT) {
+            g.write_scale[n] = 1 / product;
+            *scale = product;
         } else {
-            g.numbers[n] = m->decays[i + n];
-            product *= g.numbers[n];
-            products[n] = product;
+            g.way = PASS_NUMBERS;
+            g.numbers[n] = product;
+            *scale = 1;
         }
+        g.read_scale[n] = head->scale * (head->bonus ? before : *scale);
+        g.scale_after[n] = *scale;
     }
-    const float before = *scale, end = product;
-    const int is_moderate = end >= 1 / FOLD_LIMIT && end <= FOLD_LIMIT;
-    if (head->decay == LMK_DECAY_KEY) {
-        g.way = PASS_ROWS;
-    } else if (is_moderate && (!is_last || end == 1)) {
-        g.way = PASS_WITHOUT;
-        for (size_t n = 0; n < count; n++) {
-            const float read = head->bonus ? (n == 0 ? before : products[n - 1]) : products[n];
-            g.write_scale[n] = 1 / products[n];
-            g.read_scale[n] = head->scale * read;
-        }
-        *scale = end;
-    } else {
-        g.way = PASS_NUMBERS;
-        g.numbers[0] *= before;
-        // The bonus's read of the first token comes before its decay.
-        if (head->bonus) g.read_scale[0] = head->scale * before;
-        *scale = 1;
-    }
-    for (size_t n = 0; n < PASS_GROUP; n++)
-        g.scale_after[n] = g.way == PASS_WITHOUT ? products[n] : 1;
     return g;
 }
 
@@ -269,7 +257,7 @@ static void fetch_tokens(const linear_head *head, size_t begin, size_t end) {
 }
 
 static void pass_tokens(const linear_head *head, pass_memory *m, size_t begin, size_t end,
-                        size_t tokens, float *state, float *scale, const kept_states *kept,
+                        float *state, float *scale, const kept_states *kept,
                         const fetch_column *fetch, size_t fetches) {
     const size_t slices = slices_of(head), slice_floats = SLICE_COLUMNS * head->k.width;
     for (size_t at = begin; at < end; at += CHUNK_TOKENS) {
@@ -277,8 +265,7 @@ static void pass_tokens(const linear_head *head, pass_memory *m, size_t begin, s
         begin_tokens(head, m, at, count);
         for (size_t i = 0; i < count; i += PASS_GROUP) {
             const size_t token = at + i, group = lmk_min(PASS_GROUP, count - i);
-            const token_group g =
-                prepare_tokens(head, m, token, i, group, token + group >= tokens, scale);
+            const token_group g = prepare_tokens(head, m, token, i, group, scale);
             fetch_tokens(head, token + group, lmk_min(token + group + PASS_GROUP, end));
             for (size_t s = 0; s < slices; s++) {
                 if (fetches > 0) fetch_lines(fetch++), fetches--;

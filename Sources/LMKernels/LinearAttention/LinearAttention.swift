@@ -92,11 +92,12 @@ public enum LinearAttention {
 
     /// How the recurrence is computed; results agree to rounding.
     public enum Form: Sendable, Hashable, CaseIterable {
-        /// By the number of tokens and the decay.
+        /// Whichever is fastest: one token or several in each pass over the state, or chunks.
         case automatic
-        /// Token by token: for decoding.
+        /// Token by token: for decoding. A sequence that is cut anywhere has the same bits.
         case recurrent
-        /// 16 tokens at a time, as matrix products: for training and prefill.
+        /// 16 tokens at a time, as matrix products: with a normaliser, and where segments of a long
+        /// sequence are computed side by side.
         case chunked
     }
 
