@@ -8,8 +8,8 @@ import LMKernelsReference
 /// exponentially here, and a step's errors do not. So a bound counts roundings of a head's largest
 /// number, and of what becomes of roundings of the inputs: the reference is computed again with
 /// every input changed by 2^-20 of itself, up or down, and the largest difference in a head is 2^20
-/// times as large as the one meant. Gradients that are small because their terms cancel are measured
-/// against these: see `finish` and `DeltaRuleTerms`.
+/// times as large as the one meant. What is small because its terms cancel is measured against these:
+/// see `reads`, `finish` and `DeltaRuleTerms`.
 struct DeltaRuleExpected {
     typealias Numbers = SoftmaxExpected.Numbers
 
@@ -56,7 +56,7 @@ extension DeltaRuleExpected {
     /// Results of the reference.
     private struct Values {
         private(set) var arrays: [String: [Double]]
-        /// Of gradients that are differences: what they are differences of.
+        /// Sums of magnitudes.
         private(set) var terms: [String: [Double]] = [:]
 
         /// - Parameter isChanged: Every input by 2^-20 of itself.
@@ -101,6 +101,7 @@ extension DeltaRuleExpected {
                 "dbeta": gradients.beta, "da": gradients.a, "db": gradients.b,
                 "dg": gradients.decay, "dS": gradients.initialState,
             ]
+            if !isChanged { terms["o"] = Self.reads(reference) }
             finish("dq", query, problem)
             finish("dk", key, problem)
             guard problem.rates != .rate else { return }
@@ -109,6 +110,23 @@ extension DeltaRuleExpected {
                 // rate(-x) is what 1 or 2 leaves.
                 problem.rate($0) * problem.rate(-$0) / (problem.rates == .sigmoid ? 1 : 2) * $1
             }
+        }
+
+        /// scale |S_t|^T |q_t|, of every token.
+        private static func reads(_ reference: ReferenceDeltaRule.Problem) -> [Double] {
+            var reference = reference
+            reference.stateStride = 1
+            let states = ReferenceDeltaRule.forward(reference).states
+            let (keyWidth, valueWidth) = (reference.shape.keyWidth, reference.shape.valueWidth)
+            let scale = reference.scale ?? 1 / Double(keyWidth).squareRoot()
+            var result = [Double](repeating: 0, count: states.count / keyWidth)
+            for (i, q) in reference.query.enumerated() {
+                for e in 0..<valueWidth {
+                    result[i / keyWidth * valueWidth + e] +=
+                        (scale * q * states[i * valueWidth + e]).magnitude
+                }
+            }
+            return result
         }
 
         /// From gradients of rows of unit length to those of q or k.
