@@ -219,7 +219,8 @@ static void pass_group(const linear_head *head, const token_group *g, column_sli
                    kept->data + kept->step * (tokens / kept->stride - 1) + slice.column,
                    kept->row_stride);
     }
-    for (size_t first = 0; first < g->count; first += PASS_TOKENS) {
+    // All four whatever a pass takes: one that is not there adds 0, which makes 0 of -0.
+    for (size_t first = 0; first < PASS_GROUP; first += PASS_TOKENS) {
         token_pass pass = {.state = state,
                            .rows = head->k.width,
                            .v = v + SLICE_COLUMNS * first,
