@@ -35,9 +35,12 @@ static size_t slice_floats(const lmk_delta_rule *r, size_t columns) {
     return SLICE_COLUMNS * r->key_dim * panels_of(columns);
 }
 
+/// Steps of a token that count where work is cut: with more of them a token is a block of its own.
+static size_t counted_steps(const lmk_delta_rule *r) { return lmk_min(r->steps, BLOCK_TOKENS); }
+
 /// Passes over the states of a unit in a block, each of which fetches a column.
 static size_t fetches_of(const forward_call *call) {
-    const size_t steps = call->rule->steps * call->block_tokens;
+    const size_t steps = counted_steps(call->rule) * call->block_tokens;
     return lmk_divide_up(steps, GROUP_STEPS) * panels_of(call->plan.group_columns);
 }
 
@@ -69,8 +72,8 @@ static forward_call plan_of(const lmk_delta_rule *r) {
     view.form = LMK_LINEAR_ATTENTION_RECURRENT;
     forward_call call = {.rule = r, .plan = lmk_linear_plan(&view)};
     if (is_serial(&view, r->tokens * r->steps)) call.plan.threads = 1;
-    const size_t token_bytes = call.plan.unit_heads * lmk_dtype_size(r->dtype) * (r->steps + 1) *
-                               (r->key_dim + r->value_dim);
+    const size_t token_bytes = call.plan.unit_heads * lmk_dtype_size(r->dtype) *
+                               (counted_steps(r) + 1) * (r->key_dim + r->value_dim);
     call.block_tokens =
         lmk_min(BLOCK_TOKENS, lmk_round_up(BLOCK_BYTES / token_bytes + 1, CHUNK_TOKENS));
     worker_memory memory;
@@ -241,10 +244,11 @@ static void run_chunks(const forward_call *call, const forward_unit *u, worker_m
         writer.rows.o.data = 0;
         kernels->import_panels(r->initial_state ? r->initial_state + state_at(r, u, i) : 0,
                                r->value_dim, r->key_dim, u->columns, state);
+        const size_t stops = results->states ? u->tokens / results->state_stride : 0;
         size_t kept = 0;
         for (size_t step = 0; step < steps; step += CHUNK_TOKENS) {
             const size_t end = lmk_min(step + CHUNK_TOKENS, steps);
-            for (; results->states; kept++) {
+            for (; kept < stops; kept++) {
                 const size_t stop = r->steps * results->state_stride * (kept + 1);
                 if (stop > end) break;
                 for (size_t n = 0; n < floats; n++) memory->other_state[n] = state[n];

@@ -171,6 +171,33 @@ import Testing
             backward { $0.gradients.k_strides.token = 3 } == "dk_strides.token is 3, at least 4")
     }
 
+    /// Numbers that are in range and whose products are not.
+    @Test func hugeNumbers() {
+        for steps in [1 << 62 - 1, Int.max / 2, Int.max / 4 + 1] {
+            for form in 0..<3 as Range<UInt32> {
+                #expect(
+                    both {
+                        $0.rule.form = outside(form)
+                        ($0.rule.tokens, $0.rule.steps) = (0, steps)
+                        $0.gradients.output = nil
+                    } == nil)
+            }
+        }
+        for stride in [Int.max, 1 << 62, Int.max / 2, 4] {
+            for form in 0..<3 as Range<UInt32> {
+                // No token reaches the first multiple: nothing is stored.
+                let call = call {
+                    $0.rule.form = outside(form)
+                    $0.results.states = $0.dstate.pointer
+                    $0.results.state_stride = stride
+                }
+                call.fill()
+                #expect(call.forward() == nil)
+                #expect(call.dstate.areUntouched)
+            }
+        }
+    }
+
     @Test func nullPointers() {
         #expect(both { $0.rule.q = nil } == "q is null")
         #expect(both { $0.rule.k = nil } == "k is null")

@@ -24,7 +24,8 @@
 // decays are a query head's own. A token of beta = 0 and log-decay 0 leaves the state as it is.
 //
 // float32 results have the same bits for any number of threads and on AVX2, AVX-512 and NEON, and
-// those of a token do not depend on the tokens after it.
+// those of a token do not depend on the tokens after it. States are kept divided by up to 1024
+// where all keys share a decay: entries beyond 3e35 may overflow.
 #ifndef LMK_DELTA_RULE_H
 #define LMK_DELTA_RULE_H
 

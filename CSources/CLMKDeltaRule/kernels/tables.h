@@ -10,6 +10,7 @@
 #define BLOCK_STEPS CHUNK_TOKENS
 /// Steps that one pass over the state writes.
 #define GROUP_STEPS 2
+
 /// One head of one sequence, with all columns of its values or some. The rows of k, v, a, b and
 /// beta are steps, those of q, o and the decay tokens.
 typedef struct delta_head {
@@ -22,12 +23,12 @@ typedef struct delta_head {
     token_rows a, b;
 } delta_head;
 
-/// Two steps, or one, that a pass over the state writes: numbers alone, and rows in panels.
+/// Two steps, or one, that a pass over the state writes.
 typedef struct step_group {
     /// The first one, and how many; their tokens.
     size_t step, count, token[GROUP_STEPS];
-    /// Rows of key_dim: what reads the state before the group, for u and for o, and
-    /// what is written. Null where there is none.
+    /// Rows of key_dim: what reads the state before the group, for u and for o, and what is
+    /// written. A query is null where there is none, the others are zeros.
     const float *read[GROUP_STEPS], *query[GROUP_STEPS], *write[GROUP_STEPS], *second[GROUP_STEPS];
     /// v, in its tensor.
     const void *value[GROUP_STEPS];

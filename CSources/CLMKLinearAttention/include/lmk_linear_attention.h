@@ -14,9 +14,8 @@
 //   token, and the state never sees u:
 //       o_t = scale (S_{t-1} + diag(u) k_t v_t^T)^T q_t
 // * Normaliser: o_t is divided by z_t . q_t, where z_t = D_t z_{t-1} + k_t is read as S is, with
-// the
-//   bonus if there is one. The scale cancels. Nothing is added to the divisor: 0 gives NaN or an
-//   infinity.
+//   the bonus if there is one. The scale cancels. Nothing is added to the divisor: 0 gives NaN or
+//   an infinity.
 // * Bidirectional: o_t = scale (sum_j k_j v_j^T)^T q_t over the whole sequence, divided by
 //   sum_j k_j . q_t with a normaliser. No decay, bonus or states.
 // * Unit length: q and k are divided by sqrt(sum of squares + epsilon) as they are read.
@@ -24,7 +23,9 @@
 // A token of k = 0 and log-decay 0 leaves the state as it is, to the bit.
 //
 // float32 results have the same bits for any number of threads and on AVX2, AVX-512 and NEON, and
-// those of a token do not depend on the tokens after it.
+// those of a token do not depend on the tokens after it: computed in the same form, for the
+// automatic one chooses by the number of tokens. States are kept divided by up to 1024 where all
+// keys share a decay: entries beyond 3e35 may overflow.
 #ifndef LMK_LINEAR_ATTENTION_H
 #define LMK_LINEAR_ATTENTION_H
 

@@ -118,14 +118,10 @@ extension DeltaRuleCase {
                 inPlace: &span, offsets: offsets?.span, output: o?.mutableSpan, shape: shape,
                 options: options, workspace: workspace)
         }
-        // A group of steps that is not full makes 0 of -0.
-        func unsigned(_ x: [Float]) -> [Float] { x.map { $0 == 0 ? 0 : $0 } }
-        findings.compareBits(
-            "state", unsigned(state), with: unsigned(apart.finalState), of: "a state apart")
+        findings.compareBits("state", state, with: apart.finalState, of: "a state apart")
         if let o {
             findings.compareBits(
-                "o", unsigned(grids.output.dense(o)), with: unsigned(apart.output),
-                of: "a state apart")
+                "o", grids.output.dense(o), with: apart.output, of: "a state apart")
         }
     }
 
