@@ -53,7 +53,8 @@ extension KernelSuite {
         @Test(arguments: LinearAttention.Decay.allCases)
         func instructionSets(decay: LinearAttention.Decay) throws {
             for (name, problem) in Self.problems(decay) {
-                for form in LinearAttention.Form.allCases where name != "long" || form != .recurrent {
+                for form in LinearAttention.Form.allCases where name != "long" || form != .recurrent
+                {
                     var problem = problem
                     problem.options.form = form
                     var first: [[UInt32]]?
