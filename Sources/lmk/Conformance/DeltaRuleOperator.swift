@@ -5,20 +5,15 @@ typealias DeltaRule = LMKernels.DeltaRule
 /// q [B, T, H, K], k [B, T * R, G, K], v [B, T * R, G, V], beta [B, T * R, H], and maybe log_decay,
 /// initial_state [N, H, K, V] and cu_seqlens [N + 1]; o [B, T, H, V], and maybe final_state
 /// [N, H, K, V].
-struct DeltaRuleOperator: ConformanceOperator {
+struct DeltaRuleOperator: TokenOperator {
     static let names = ["delta_rule"]
 
     private let shape: DeltaRule.Shape
-    private let sequences: Int
     private var options = DeltaRule.Options()
-    private let rows: TokenRows
+    let rows: TokenRows
+    let states: TokenStates
     private let beta: [Float]
     private let logDecay: [Float]?
-    private let initialState: [Float]?
-    private let offsets: [Int]?
-    private let outputGradient: [Float]?
-    private let finalStateGradient: [Float]?
-    private let wantsGradients: Bool
 
     init(_ reader: inout CaseReader) throws(ConformanceError) {
         rows = try TokenRows(&reader, keyTokens: "T * R")
@@ -39,29 +34,11 @@ struct DeltaRuleOperator: ConformanceOperator {
             logDecay = try reader.logDecay(["B", "T", "H", "K"])
         default: throw .unsupported("decay \(quoted(decay)) is not in the library")
         }
-        offsets = try reader.integersIfPresent("in.cu_seqlens", ["N + 1"])
-        sequences = offsets.map { $0.count - 1 } ?? shape.batch
-        initialState = try reader.floatsIfPresent("in.initial_state", ["N", "H", "K", "V"])
-
-        try reader.expect("out.o", ["B", "T", "H", "V"])
-        let hasFinalState = try reader.expect(
-            "out.final_state", ["N", "H", "K", "V"], isRequired: false)
-        let cotangent = try reader.tensorIfPresent(
-            "cotangent.o", ["B", "T", "H", "V"], [rows.storage])
-        outputGradient = try cotangent.map { tensor throws(ConformanceError) in
-            try read(tensor.floats)
-        }
-        finalStateGradient = try reader.floatsIfPresent(
-            "cotangent.final_state", ["N", "H", "K", "V"])
-        wantsGradients = reader.wantsGradients
-        for name in ["q", "k", "v", "beta", "log_decay", "initial_state"] {
-            try reader.expectGradient(of: name)
-        }
-        if hasFinalState || initialState != nil {
-            try reader.checkStates(sequences: sequences, isPacked: offsets != nil)
-        }
+        states = try TokenStates(
+            &reader, rows.storage,
+            gradientsOf: ["q", "k", "v", "beta", "log_decay", "initial_state"])
         try reader.finish()
-        try checkOffsets(offsets, batch: shape.batch, tokens: shape.tokens)
+        try checkOffsets(states.offsets, batch: shape.batch, tokens: shape.tokens)
         try checkSupport(
             reader.operation, widths: [shape.keyWidth, shape.valueWidth],
             limit: DeltaRule.maximumWidth, rows.storage)
@@ -89,41 +66,24 @@ struct DeltaRuleOperator: ConformanceOperator {
 // MARK: - Ways to compute it
 
 extension DeltaRuleOperator {
-    func compute(_ settings: CheckSettings) throws(KernelError) -> [ComputedWay] {
-        switch rows.storage {
-        case .bfloat16: return try compute(settings, as: BFloat16.self)
-        #if !(os(macOS) && arch(x86_64))
-            case .float16: return try compute(settings, as: Float16.self)
-        #endif
-        default: return try compute(settings, as: Float.self)
-        }
-    }
+    var stateCount: Int { shape.heads * shape.keyWidth * shape.valueWidth }
 
-    private func compute<Element: StorageValue>(
-        _ settings: CheckSettings, as type: Element.Type
-    ) throws(KernelError) -> [ComputedWay] {
-        var usual = options
-        usual.threads = settings.threads
-        usual.form =
+    func options(_ settings: CheckSettings) -> DeltaRule.Options {
+        var options = options
+        options.threads = settings.threads
+        options.form =
             switch settings.form {
             case .auto: .automatic
             case .recurrent: .recurrent
             case .chunked: .chunked
             }
-        let workspace = Workspace()
-        var ways: [ComputedWay] = []
-        for layout in TokenLayout.allCases {
-            ways.append(try compute(layout, usual, as: type, workspace))
-        }
-        ways.append(try inPlace(usual, as: type, workspace))
-        if wantsGradients {
-            var tight = usual
-            tight.memoryBudget = 1
-            var way = try compute(.tokenMajor, tight, as: type, workspace)
-            way.name = "least memory"
-            ways.append(way)
-        }
-        return ways
+        return options
+    }
+
+    func withLeastMemory(_ options: DeltaRule.Options) -> DeltaRule.Options {
+        var options = options
+        options.memoryBudget = 1
+        return options
     }
 
     /// Where the tensors of a call lie; gradients as what they belong to.
@@ -161,7 +121,7 @@ extension DeltaRuleOperator {
         return shape
     }
 
-    private func compute<Element: StorageValue>(
+    func compute<Element: StorageValue>(
         _ layout: TokenLayout, _ options: DeltaRule.Options, as type: Element.Type,
         _ workspace: Workspace
     ) throws(KernelError) -> ComputedWay {
@@ -176,14 +136,17 @@ extension DeltaRuleOperator {
         var state = emptyState
         try DeltaRule.forward(
             query: q.span, key: k.span, value: v.span, beta: rates.span, logDecay: g?.span,
-            initialState: initialState?.span, offsets: offsets?.span, output: o.mutableSpan,
+            initialState: states.initialState?.span, offsets: states.offsets?.span,
+            output: o.mutableSpan,
             finalState: state.mutableSpan, shape: shape, options: options, workspace: workspace)
         var tensors = ["out.o": grids.output.dense(o), "out.final_state": state]
-        guard wantsGradients else { return ComputedWay(name: layout.rawValue, tensors: tensors) }
+        guard states.wantsGradients else {
+            return ComputedWay(name: layout.rawValue, tensors: tensors)
+        }
 
         let zeros = [Float](
             repeating: 0, count: shape.batch * shape.tokens * grids.output.rowCount)
-        let gradient = grids.output.spread(outputGradient ?? zeros, as: type)
+        let gradient = grids.output.spread(states.outputGradient ?? zeros, as: type)
         var dq = grids.query.empty(of: type)
         var dk = grids.key.empty(of: type)
         var dv = grids.value.empty(of: type)
@@ -192,8 +155,8 @@ extension DeltaRuleOperator {
         state = emptyState
         try DeltaRule.backward(
             query: q.span, key: k.span, value: v.span, beta: rates.span, logDecay: g?.span,
-            initialState: initialState?.span, offsets: offsets?.span,
-            outputGradient: gradient.span, finalStateGradient: finalStateGradient?.span,
+            initialState: states.initialState?.span, offsets: states.offsets?.span,
+            outputGradient: gradient.span, finalStateGradient: states.finalStateGradient?.span,
             queryGradient: dq.mutableSpan, keyGradient: dk.mutableSpan,
             valueGradient: dv.mutableSpan, betaGradient: db.mutableSpan,
             logDecayGradient: dg?.mutableSpan, initialStateGradient: state.mutableSpan,
@@ -207,25 +170,20 @@ extension DeltaRuleOperator {
         return ComputedWay(name: layout.rawValue, tensors: tensors)
     }
 
-    private var emptyState: [Float] {
-        let width = shape.heads * shape.keyWidth * shape.valueWidth
-        return Array(repeating: Grid.filler, count: sequences * width)
-    }
-
-    private func inPlace<Element: StorageValue>(
+    func inPlace<Element: StorageValue>(
         _ options: DeltaRule.Options, as type: Element.Type, _ workspace: Workspace
-    ) throws(KernelError) -> ComputedWay {
+    ) throws(KernelError) -> ComputedWay? {
         let (q, k, v) = (
             rows.query.map { type.init($0) }, rows.key.map { type.init($0) },
             rows.value.map { type.init($0) }
         )
         let outputs = grids(.tokenMajor).output
         var o = outputs.empty(of: type)
-        var state = initialState ?? emptyState.map { _ in 0 }
+        var state = states.initialState ?? emptyState.map { _ in 0 }
         var span = state.mutableSpan
         try DeltaRule.forward(
             query: q.span, key: k.span, value: v.span, beta: beta.span, logDecay: logDecay?.span,
-            inPlace: &span, offsets: offsets?.span, output: o.mutableSpan, shape: shape,
+            inPlace: &span, offsets: states.offsets?.span, output: o.mutableSpan, shape: shape,
             options: options, workspace: workspace)
         return ComputedWay(
             name: "state in place", tensors: ["out.o": outputs.dense(o), "out.final_state": state])

@@ -32,6 +32,100 @@ struct TokenRows {
     }
 }
 
+/// What such cases have beside q, k and v and their rates and decays: states [N, H, K, V] before and
+/// after, offsets [N + 1] of packed sequences, and what gradients begin with.
+struct TokenStates {
+    let offsets: [Int]?
+    let sequences: Int
+    let initialState: [Float]?
+    let outputGradient: [Float]?
+    let finalStateGradient: [Float]?
+    let wantsGradients: Bool
+    /// Whether a state is given or expected.
+    let arePresent: Bool
+
+    /// - Parameter names: Inputs whose gradients may be expected.
+    init(
+        _ reader: inout CaseReader, _ storage: CaseReader.DType, gradientsOf names: [String]
+    ) throws(ConformanceError) {
+        let shape = ["N", "H", "K", "V"]
+        offsets = try reader.integersIfPresent("in.cu_seqlens", ["N + 1"])
+        sequences = offsets.map { $0.count - 1 } ?? reader.length("B")
+        initialState = try reader.floatsIfPresent("in.initial_state", shape)
+
+        try reader.expect("out.o", ["B", "T", "H", "V"])
+        let hasFinalState = try reader.expect("out.final_state", shape, isRequired: false)
+        let cotangent = try reader.tensorIfPresent(
+            "cotangent.o", ["B", "T", "H", "V"], [storage])
+        outputGradient = try cotangent.map { tensor throws(ConformanceError) in
+            try read(tensor.floats)
+        }
+        finalStateGradient = try reader.floatsIfPresent("cotangent.final_state", shape)
+        wantsGradients = reader.wantsGradients
+        for name in names { try reader.expectGradient(of: name) }
+        arePresent = hasFinalState || initialState != nil
+        if arePresent {
+            try reader.checkStates(sequences: sequences, isPacked: offsets != nil)
+        }
+    }
+}
+
+/// An operation whose sequences have states: every layout of its tensors, the state in place, and
+/// gradients with as little memory as there can be.
+protocol TokenOperator: ConformanceOperator {
+    associatedtype Options
+
+    var rows: TokenRows { get }
+    var states: TokenStates { get }
+    /// Of one sequence, all heads.
+    var stateCount: Int { get }
+
+    func options(_ settings: CheckSettings) -> Options
+    func compute<Element: StorageValue>(
+        _ layout: TokenLayout, _ options: Options, as type: Element.Type, _ workspace: Workspace
+    ) throws(KernelError) -> ComputedWay
+    /// Nil where there is no state.
+    func inPlace<Element: StorageValue>(
+        _ options: Options, as type: Element.Type, _ workspace: Workspace
+    ) throws(KernelError) -> ComputedWay?
+    func withLeastMemory(_ options: Options) -> Options
+}
+
+extension TokenOperator {
+    func compute(_ settings: CheckSettings) throws(KernelError) -> [ComputedWay] {
+        switch rows.storage {
+        case .bfloat16: return try compute(settings, as: BFloat16.self)
+        #if !(os(macOS) && arch(x86_64))
+            case .float16: return try compute(settings, as: Float16.self)
+        #endif
+        default: return try compute(settings, as: Float.self)
+        }
+    }
+
+    private func compute<Element: StorageValue>(
+        _ settings: CheckSettings, as type: Element.Type
+    ) throws(KernelError) -> [ComputedWay] {
+        let usual = options(settings)
+        let workspace = Workspace()
+        var ways: [ComputedWay] = []
+        for layout in TokenLayout.allCases {
+            ways.append(try compute(layout, usual, as: type, workspace))
+        }
+        if let way = try inPlace(usual, as: type, workspace) { ways.append(way) }
+        if states.wantsGradients {
+            let tight = withLeastMemory(usual)
+            var way = try compute(.tokenMajor, tight, as: type, workspace)
+            way.name = "least memory"
+            ways.append(way)
+        }
+        return ways
+    }
+
+    var emptyState: [Float] {
+        Array(repeating: Grid.filler, count: states.sequences * stateCount)
+    }
+}
+
 extension CaseReader {
     /// Log-decays, which have to be there.
     mutating func logDecay(_ shape: [String]) throws(ConformanceError) -> [Float] {
