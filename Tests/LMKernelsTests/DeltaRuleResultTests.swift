@@ -99,11 +99,11 @@ extension KernelSuite {
         /// What a call on NaN leaves in a workspace reaches no other.
         @Test(arguments: DeltaRule.Decay.allCases, DeltaRule.Form.allCases)
         func workspaceAfterNaN(decay: DeltaRule.Decay, form: DeltaRule.Form) throws {
-            for (tokens, steps) in [(37, 0), (37, 1), (37, 2), (150, 1)] {
+            for (tokens, steps, heads) in [(37, 0, 1), (37, 1, 1), (37, 2, 2), (150, 1, 2)] {
                 var problem = Problem(
-                    tokens: tokens, steps: max(steps, 1), heads: 2, keyHeads: 1, keyWidth: 19,
-                    valueWidth: 21, decay: decay, isGeneralized: steps == 0, seed: 10)
-                problem.choose(5, seed: 11)
+                    tokens: tokens, steps: max(steps, 1), heads: heads, keyWidth: 17,
+                    valueWidth: 16, decay: decay, isGeneralized: steps == 0, seed: 10)
+                problem.choose(7, seed: 11)
                 problem.options.form = form
                 var spoiled = problem
                 func spoil(_ x: inout [Float]) { for i in x.indices { x[i] = .nan } }
