@@ -3,17 +3,14 @@
 /// exp(log_decay) per key, in panels, 1 for steps that do not begin a token.
 static void load_step_key_decays(const delta_head *head, size_t begin, size_t count, size_t panels,
                                  float *decays) {
-    float shared[BLOCK_STEPS];
-    if (head->rows.decay != LMK_DECAY_KEY) load_step_decays(head, begin, count, shared);
     for (size_t i = 0; i < BLOCK_STEPS; i++) {
         const size_t step = begin + i;
-        const int is_there =
-            head->rows.decay == LMK_DECAY_KEY && i < count && begins_token(head, step);
+        const int is_there = i < count && begins_token(head, step);
         const float *const row =
             is_there ? head->rows.log_decay + head->rows.log_decay_stride * token_of(head, step)
                      : 0;
         for (size_t p = 0; p < panels; p++) {
-            f32x16 x = splat(head->rows.decay != LMK_DECAY_KEY ? shared[i] : 1);
+            f32x16 x = splat(1);
             if (row) x = vexp(load_row(row, LMK_FLOAT32, LMK_LANES * p, head->rows.k.width));
             store(decays + PANEL * p + LMK_LANES * i, x);
         }
@@ -67,7 +64,6 @@ static void load_writes(const delta_head *head, const delta_chunk *c, size_t beg
     } else if (rows->decay != LMK_DECAY_NONE) {
         float decays[CHUNK_TOKENS];
         load_step_decays(head, begin, count, decays);
-        for (size_t i = count; i < CHUNK_TOKENS; i++) decays[i] = 1;
         store(steps->decay, load(decays));
     }
 }

@@ -121,13 +121,12 @@ static void read_state_first(const delta_head *head, float *carries, const state
     for (size_t i = 0; i < slices; i++) {
         const column_slice slice = slice_of(&head->rows, i);
         for (size_t j = 0; j < slice.vectors; j++) {
-            const state_sweep first = {
-                .from = place->from ? place->from + place->slice_step * i + LMK_LANES * j : 0,
-                .stride = place->stride,
-                .rows = head->rows.k.width,
-                .read = {g->read[0], g->read[1]},
-                .query = {g->query[0], g->query[1]},
-                .carry = carries + CARRY_FLOATS * i + LMK_LANES * j};
+            const state_sweep first = {.from = place->from + place->slice_step * i + LMK_LANES * j,
+                                       .stride = place->stride,
+                                       .rows = head->rows.k.width,
+                                       .read = {g->read[0], g->read[1]},
+                                       .query = {g->query[0], g->query[1]},
+                                       .carry = carries + CARRY_FLOATS * i + LMK_LANES * j};
             read_first(&first, reads_of(g));
         }
     }

@@ -116,7 +116,7 @@ static void read_first(const state_sweep *s, int reads) {
     f32x16 sums[2 * GROUP_STEPS];
     LMK_UNROLL
     for (int i = 0; i < 2 * GROUP_STEPS; i++) sums[i] = splat(0);
-    for (size_t d = 0; s->from && d < s->rows; d++) {
+    for (size_t d = 0; d < s->rows; d++) {
         const f32x16 x = load(s->from + s->stride * d);
         sums[0] = x * s->read[0][d] + sums[0];
         sums[1] = x * s->read[1][d] + sums[1];

@@ -91,8 +91,10 @@ LMK_INLINE row_state online(const row_source *s, lmk_dtype dtype, int general, s
     for (; at + ROUND <= end; at += ROUND) {
         f32x16 u[ROUND_VECTORS];
         LMK_UNROLL
-        for (size_t k = 0; k < ROUND_VECTORS; k++)
+        for (size_t k = 0; k < ROUND_VECTORS; k++) {
+            fetch_far_ahead(s->x, dtype, at + LMK_LANES * k);
             u[k] = logits(s, dtype, general, at + LMK_LANES * k, LMK_LANES);
+        }
         const f32x16 largest = max_of(max_of(u[0], u[1]), max_of(u[2], u[3]));
         GROW_TO(largest)
         LMK_UNROLL
@@ -165,6 +167,7 @@ LMK_INLINE row_state reduce_row_pairs(const softmax_job *job, const row_source *
     for (int k = 0; k < ROUND_VECTORS; k++) sum[k] = (pair_sum){splat(0), splat(NO_EXPONENT)};
     // Constants come first in the comparisons: x86's minimum and maximum then keep NaN.
     FOR_EACH_VECTOR(begin, end, {
+        fetch_far_ahead(s->x, dtype, i);
         const f32x16 u = logits(s, dtype, general, i, count);
         const f32x16 at_least = -PAIRS_LIMIT > u ? splat(-PAIRS_LIMIT) : u;
         add_exponential(&sum[lane], PAIRS_LIMIT < at_least ? splat(PAIRS_LIMIT) : at_least);

@@ -17,6 +17,7 @@
                 LMK_UNROLL                                                                         \
                 for (size_t k = 0; k < ROUND_VECTORS; k++) {                                       \
                     const size_t i = first + LMK_LANES * k, count = LMK_LANES;                     \
+                    fetch_far_ahead(s->x, dtype, i);                                               \
                     stream_entries(to, dtype, i, VALUE);                                           \
                 }                                                                                  \
             }                                                                                      \
