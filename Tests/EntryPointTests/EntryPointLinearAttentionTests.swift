@@ -101,4 +101,69 @@ import Testing
         let expected = outputs(threads: 1, inPlace: false)
         for _ in 0..<20 { #expect(outputs(threads: 8, inPlace: true) == expected) }
     }
+
+    // MARK: Pieces
+
+    /// [decay, state, normalizer] of pieces with one state of 2 keys and 3 columns.
+    private struct Piece {
+        let (decay, state, normalizer): (Floats, Floats, Floats)
+
+        init(_ start: Float) {
+            (decay, state, normalizer) = (Floats(2), Floats(6), Floats(2))
+            for x in [decay, state, normalizer] {
+                for i in 0..<x.count { x.pointer[i] = start * Float(i + 1) }
+            }
+        }
+
+        var piece: lmk_linear_attention_piece {
+            lmk_linear_attention_piece(
+                decay: decay.pointer, state: state.pointer, normalizer: normalizer.pointer)
+        }
+
+        var values: [[Float]] {
+            [decay, state, normalizer].map { x in (0..<x.count).map { x.pointer[$0] } }
+        }
+    }
+
+    /// The result may be either of the two.
+    @Test func combineInPlace() {
+        func combined(_ result: (Piece, Piece) -> Piece) -> [[Float]] {
+            let (first, second) = (Piece(0.75), Piece(0.5))
+            let to = result(first, second)
+            var (a, b, c) = (first.piece, second.piece, to.piece)
+            #expect(refusal { lmk_linear_attention_combine(1, 2, 3, &a, &b, &c, $0) } == nil)
+            return to.values
+        }
+        let expected = combined { _, _ in Piece(0) }
+        #expect(expected == [[0.375, 1.5], [0.875, 1.75, 2.625, 5, 6.25, 7.5], [0.875, 2.5]])
+        #expect(combined { first, _ in first } == expected)
+        #expect(combined { _, second in second } == expected)
+    }
+
+    /// Neither a start nor a bonus belongs to a piece.
+    @Test func partialStateAlone() {
+        func piece(_ change: (inout lmk_linear_attention, Call) -> Void) -> [Float] {
+            let call = Call(tokens: 20, keyDim: 4, valueDim: 5, isNormalized: true)
+            call.fill()
+            var attention = call.attention
+            change(&attention, call)
+            let (state, normalizer) = (Floats(20), Floats(4))
+            var piece = lmk_linear_attention_piece(
+                decay: nil, state: state.pointer, normalizer: normalizer.pointer)
+            let size = lmk_linear_attention_workspace_size(&attention)
+            let memory = Scratch(size)
+            let found = refusal {
+                lmk_linear_attention_partial_state(&attention, &piece, memory.pointer, size, $0)
+            }
+            #expect(found == nil)
+            return [state, normalizer].flatMap { x in (0..<x.count).map { x.pointer[$0] } }
+        }
+        let expected = piece { _, _ in }
+        let found = piece { attention, call in
+            attention.initial_state = .init(call.state.pointer)
+            attention.initial_normalizer = .init(call.normalizer.pointer)
+            attention.bonus = .init(call.normalizer.pointer)
+        }
+        #expect(found == expected)
+    }
 }

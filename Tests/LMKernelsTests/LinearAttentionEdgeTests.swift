@@ -11,7 +11,7 @@ extension KernelSuite {
         private typealias Problem = LinearAttentionProblem<Float>
 
         private static let decays: [LinearAttention.Decay] = [.token, .key]
-        private static let forms: [LinearAttention.Form] = [.recurrent, .chunked]
+        private static let forms = LinearAttention.Form.allCases
 
         private static func problem(
             _ decay: LinearAttention.Decay, _ form: LinearAttention.Form, tokens: Int = 64
@@ -152,6 +152,20 @@ extension KernelSuite {
             problem.options.stateStride = 1500
             problem.options.threads = 2
             try problem.check("4200 tokens", tolerance: 4e-6)
+        }
+
+        /// Heads that share keys, odd widths, and what has sums over segments.
+        @Test(arguments: LinearAttention.Decay.allCases)
+        func longGroupedHeads(decay: LinearAttention.Decay) throws {
+            var problem = Problem(
+                tokens: 2100, heads: 2, keyWidth: 21, valueWidth: 19, decay: decay, seed: 54)
+            if decay != .none { problem.setDecays(-0.02...0, seed: 5) }
+            problem.addStates(seed: 55)
+            problem.addBonus(seed: 56)
+            problem.options.unitLengthEpsilon = 1e-3
+            problem.options.stateStride = 700
+            problem.options.threads = 2
+            try problem.check("2 heads of 2100 tokens", tolerance: 4e-6)
         }
 
         @Test func longPackedSequences() throws {

@@ -90,6 +90,20 @@ extension KernelSuite {
             #expect(alone == all)
         }
 
+        /// A product of decays below the normal numbers is 0; one above is kept.
+        @Test(arguments: [LinearAttention.Decay.head, .token, .key])
+        func decayOfNextToNothing(decay: LinearAttention.Decay) throws {
+            var problem = Problem(
+                tokens: 100, heads: 2, keyWidth: 17, valueWidth: 3, decay: decay, seed: 8)
+            for (g, isZero) in [(Float(-0.9), true), (-0.8, false)] {
+                problem.logDecay = problem.logDecay!.map { _ in g }
+                try withEachInstructionSet { set in
+                    let found = try segment(problem, 0..<100).decay
+                    #expect(found.allSatisfy { ($0 == 0) == isZero }, "\(g) \(set)")
+                }
+            }
+        }
+
         @Test func appendInPlace() throws {
             let first = try LinearAttention.Segment(
                 states: 1, keyWidth: 2, valueWidth: 1, decay: [0.5, 0.25], state: [1, 2])

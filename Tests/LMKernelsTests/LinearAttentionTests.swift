@@ -64,8 +64,9 @@ extension KernelSuite {
         private func everyOption<Element: StorageValue>(
             _ decay: LinearAttention.Decay, choice: Int, of type: Element.Type
         ) throws {
-            for form in [LinearAttention.Form.recurrent, .chunked] {
-                for isNormalized in [false, true] {
+            for form in LinearAttention.Form.allCases {
+                // With a normaliser the automatic form is the chunked one.
+                for isNormalized in form == .automatic ? [false] : [false, true] {
                     var problem = LinearAttentionProblem<Element>(
                         batch: 2, tokens: 37, heads: 4, keyHeads: 2, keyWidth: 19, valueWidth: 21,
                         decay: decay, isNormalized: isNormalized, seed: UInt64(choice))
@@ -111,6 +112,24 @@ extension KernelSuite {
             try widths(width, width <= 128 ? width : 40, of: Float.self)
             try widths(width <= 128 ? width : 40, width, of: BFloat16.self)
             try widths(width, 17, of: Float16.self)
+        }
+
+        /// The normaliser is one more column of values in backward: in a panel with others, or in
+        /// its own.
+        @Test(arguments: [15, 16, 17, 32, 48])
+        func normalizerBehindValues(width: Int) throws {
+            for decay in LinearAttention.Decay.allCases {
+                var problem = LinearAttentionProblem<Float>(
+                    batch: 2, tokens: 35, heads: 2, keyWidth: 20, valueWidth: width, decay: decay,
+                    isNormalized: true, seed: UInt64(width))
+                problem.addStates(seed: 9)
+                try problem.check("\(width) columns \(decay)")
+            }
+            var both = LinearAttentionProblem<Float>(
+                tokens: 35, heads: 2, keyWidth: 20, valueWidth: width, isNormalized: true,
+                seed: UInt64(width))
+            both.options.isBidirectional = true
+            try both.check("\(width) columns, both ways")
         }
 
         @Test(arguments: [0, 1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 127, 130])
