@@ -20,7 +20,7 @@
 //   sum_j k_j . q_t with a normaliser. No decay, bonus or states.
 // * Unit length: q and k are divided by sqrt(sum of squares + epsilon) as they are read.
 //
-// A token of k = 0 and log-decay 0 leaves the state as it is, to the bit.
+// A token of k = 0 and log-decay 0 leaves the state as it is, to the bit but for the sign of 0.
 //
 // float32 results have the same bits for any number of threads and on AVX2, AVX-512 and NEON, and
 // those of a token do not depend on the tokens after it: computed in the same form, for the

@@ -24,11 +24,11 @@
 /// * Unit length: q and k are divided by sqrt(sum of squares + epsilon) as they are read.
 ///
 /// q, k, v, o and their gradients are float32, bfloat16 or float16; everything else is float32, and
-/// so is every sum. A token of k = 0 and g = 0 leaves the state as it is, to the bit. float32
-/// results have the same bits for any number of threads and on every instruction set with fused
-/// multiply-add, and those of a token do not depend on the tokens after it: computed in the same
-/// form, for the automatic one chooses by the number of tokens. States are kept divided by up to
-/// 1024 where all keys share a decay: entries beyond 3e35 may overflow.
+/// so is every sum. A token of k = 0 and g = 0 leaves the state as it is, to the bit but for the
+/// sign of 0. float32 results have the same bits for any number of threads and on every instruction
+/// set with fused multiply-add, and those of a token do not depend on the tokens after it: computed
+/// in the same form, for the automatic one chooses by the number of tokens. States are kept divided
+/// by up to 1024 where all keys share a decay: entries beyond 3e35 may overflow.
 ///
 /// A batch [batch, tokens] holds `batch` sequences of `tokens` tokens, or, with offsets and a batch
 /// of 1, packed sequences one after the other. N is the number of sequences.
