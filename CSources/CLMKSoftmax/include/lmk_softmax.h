@@ -84,8 +84,10 @@ typedef struct lmk_softmax {
     unsigned threads;
 } lmk_softmax;
 
-/// Bytes of workspace for forward and backward: 16 for each slice of the rows that are cut, 64 at
-/// most otherwise. 0 when function, algorithm or storage type is wrong: the call says which.
+/// Bytes of workspace for forward and backward: 20 for each slice of rows that are cut; 256 KB at
+/// most for each thread where three passes keep exponentials beside a row, which they do with
+/// two-byte storage and where no cache holds the output; 128 more. 0 when function, algorithm or
+/// storage type is wrong: the call says which.
 size_t lmk_softmax_workspace_size(const lmk_softmax *softmax);
 
 /// y [rows, columns], or [rows] for log_sum_exp. y may be x itself, with the same stride; otherwise
