@@ -30,12 +30,20 @@ run() {
     exit 1
 }
 
-same=()
-for isa in avx512 avx2 neon generic; do
+sets=(avx512 avx2 neon generic)
+declare -A runs
+for isa in "${sets[@]}"; do
     command=($build/native)
     [ $isa = neon ] && command=(qemu-aarch64 -L /usr/aarch64-linux-gnu $build/neon)
+    run $isa "${command[@]}" &
+    runs[$isa]=$!
+done
+
+same=()
+for isa in "${sets[@]}"; do
     status=0
-    run $isa "${command[@]}" || status=$?
+    wait "${runs[$isa]}" || status=$?
+    [ $status = 1 ] && exit 1
     if [ $status = 2 ]; then
         echo "$isa: not on this CPU"
         continue

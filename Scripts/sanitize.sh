@@ -25,14 +25,19 @@ quietly() {
     exit 1
 }
 
-# drive SANITIZERS FLAGS...
+# drive SANITIZERS FLAGS...: all instruction sets at the same time.
 drive() {
-    local binary=$build/$1 isa
+    local binary=$build/$1 isa sets=(generic avx2 avx512 avx512bf16 neon)
+    local -A runs
     Scripts/build-driver.sh "$binary" "-fsanitize=$1" -fno-sanitize-recover=all "${@:2}"
-    for isa in generic avx2 avx512 avx512bf16 neon; do
-        LMK_ISA=$isa quietly "$binary.log" "$binary" Tests/Conformance/*.safetensors
+    for isa in "${sets[@]}"; do
+        LMK_ISA=$isa quietly "$binary-$isa.log" "$binary" Tests/Conformance/*.safetensors &
+        runs[$isa]=$!
+    done
+    for isa in "${sets[@]}"; do
+        wait "${runs[$isa]}"
         # An instruction set that the CPU does not have is another one: that one has its turn.
-        ! grep -q "^isa $isa\$" "$binary.log" || echo "driver, $1, $isa: no findings"
+        ! grep -q "^isa $isa\$" "$binary-$isa.log" || echo "driver, $1, $isa: no findings"
     done
 }
 drive address,undefined "${outlined[@]}"
