@@ -43,7 +43,7 @@ same=()
 for isa in "${sets[@]}"; do
     status=0
     wait "${runs[$isa]}" || status=$?
-    [ $status = 1 ] && exit 1
+    [ $status = 0 ] || [ $status = 2 ] || exit 1
     if [ $status = 2 ]; then
         echo "$isa: not on this CPU"
         continue

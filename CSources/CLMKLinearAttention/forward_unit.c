@@ -1,3 +1,4 @@
+// The pieces of work of a forward call, and where their memory lies.
 #include "forward_unit.h"
 
 static size_t worker_state_floats(const lmk_linear_attention *a) {

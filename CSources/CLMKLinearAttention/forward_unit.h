@@ -115,6 +115,9 @@ void lmk_forward_passes(const forward_call *call, const forward_unit *unit, unsi
 
 /// What each segment does to the state, and then the state at the end of each.
 void lmk_forward_segments(forward_call *call, size_t slots);
+
+// The whole call: forward.c.
+
 /// Everything that a checked call computes.
 void lmk_forward_run(forward_call *call, void *workspace);
 /// Refuses a workspace that is too small or not there.

@@ -86,8 +86,9 @@ typedef struct lmk_softmax {
 
 /// Bytes of workspace for forward and backward: 20 for each slice of rows that are cut; 256 KB at
 /// most for each thread where three passes keep exponentials beside a row, which they do with
-/// two-byte storage and where no cache holds the output; 128 more. 0 when function, algorithm or
-/// storage type is wrong: the call says which.
+/// two-byte storage and where no cache holds the output; rounded up to whole lines, and 64 more. 0
+/// where none is needed, and when function, algorithm or storage type is wrong: the call says
+/// which.
 size_t lmk_softmax_workspace_size(const lmk_softmax *softmax);
 
 /// y [rows, columns], or [rows] for log_sum_exp. y may be x itself, with the same stride; otherwise

@@ -2,8 +2,8 @@
 // region, after reduce.h. They return sum_j x_j du_j where the gradient of scale is asked for.
 
 /// Writes VALUE to every entry of a slice of the row `to`: past the caches where the call asks for
-/// it, from the first whole line on.
-#define WRITE_EACH(to, VALUE)                                                                      \
+/// it, from the first whole line on. The row `from`, if there is one, is then fetched far ahead.
+#define WRITE_EACH(to, from, VALUE)                                                                \
     do {                                                                                           \
         size_t first = begin;                                                                      \
         if (job->is_streaming) {                                                                   \
@@ -17,7 +17,7 @@
                 LMK_UNROLL                                                                         \
                 for (size_t k = 0; k < ROUND_VECTORS; k++) {                                       \
                     const size_t i = first + LMK_LANES * k, count = LMK_LANES;                     \
-                    fetch_far_ahead(s->x, dtype, i);                                               \
+                    if (from) fetch_far_ahead(from, dtype, i);                                     \
                     stream_entries(to, dtype, i, VALUE);                                           \
                 }                                                                                  \
             }                                                                                      \
@@ -54,7 +54,8 @@ LMK_INLINE float write_row_softmax(const softmax_job *job, const row_source *s, 
                                    row_state state, const float *store) {
     (void)store;
     const float max = state.max, factor = 1.0f / state.sum;
-    WRITE_EACH(job_row(job, dtype, row), exponential(s, dtype, general, i, count, max, 0) * factor);
+    WRITE_EACH(job_row(job, dtype, row), s->x,
+               exponential(s, dtype, general, i, count, max, 0) * factor);
     return 0;
 }
 
@@ -63,7 +64,8 @@ LMK_INLINE float write_row_log_softmax(const softmax_job *job, const row_source 
                                        row_state state, const float *store) {
     (void)store;
     const float max = state.max, log_sum = vlog(splat(state.sum)).x;
-    WRITE_EACH(job_row(job, dtype, row), (logits(s, dtype, general, i, count) - max) - log_sum);
+    WRITE_EACH(job_row(job, dtype, row), s->x,
+               (logits(s, dtype, general, i, count) - max) - log_sum);
     return 0;
 }
 
@@ -72,7 +74,7 @@ LMK_INLINE float write_row_scaled(const softmax_job *job, const row_source *s, s
                                   row_state state, const float *store) {
     (void)s, (void)general;
     const float factor = 1.0f / state.sum;
-    WRITE_EACH(job_row(job, dtype, row), entries(store, LMK_FLOAT32, i, count) * factor);
+    WRITE_EACH(job_row(job, dtype, row), 0, entries(store, LMK_FLOAT32, i, count) * factor);
     return 0;
 }
 
@@ -82,7 +84,8 @@ LMK_INLINE float write_row_stable_max(const softmax_job *job, const row_source *
     (void)store;
     const float factor = 1.0f / state.sum;
     f32x16 q;
-    WRITE_EACH(job_row(job, dtype, row), stable(logits(s, dtype, general, i, count), &q) * factor);
+    WRITE_EACH(job_row(job, dtype, row), s->x,
+               stable(logits(s, dtype, general, i, count), &q) * factor);
     return 0;
 }
 
@@ -97,7 +100,8 @@ LMK_INLINE float write_row_log_stable_max(const softmax_job *job, const row_sour
                                           row_state state, const float *store) {
     (void)store;
     const float log_sum = vlog(splat(state.sum)).x;
-    WRITE_EACH(job_row(job, dtype, row), log_stable(logits(s, dtype, general, i, count)) - log_sum);
+    WRITE_EACH(job_row(job, dtype, row), s->x,
+               log_stable(logits(s, dtype, general, i, count)) - log_sum);
     return 0;
 }
 
@@ -109,7 +113,7 @@ LMK_INLINE float write_row_log_stable_max(const softmax_job *job, const row_sour
     void *const dx = row_at(job->dx, dtype, job->dx_stride, row);                                  \
     const float scale = s->scale;                                                                  \
     if (!job->has_scale_gradient) {                                                                \
-        WRITE_EACH(dx, (DU)*scale);                                                                \
+        WRITE_EACH(dx, 0, (DU)*scale);                                                             \
         return 0;                                                                                  \
     }                                                                                              \
     f32x16 sum[ROUND_VECTORS];                                                                     \

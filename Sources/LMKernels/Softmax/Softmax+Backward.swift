@@ -114,7 +114,7 @@ extension Softmax {
     ///   - scaleGradient: What each row adds to the gradient of the scale, [rows].
     ///   - lengths: [rows]
     ///   - mask: [maskRows, columns]
-    ///   - workspace: Grows to 16 bytes for each slice of rows longer than 32768 columns.
+    ///   - workspace: Grows to 20 bytes for each slice of rows longer than 32768 columns.
     /// - Throws: `outOfRange` for a value outside its range; `tooSmall` for a stride or a span;
     ///   `countMismatch` for `gradient`, `lengths` and `scaleGradient`; `badEntry` for a length;
     ///   `overflow`.

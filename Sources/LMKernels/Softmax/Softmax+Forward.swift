@@ -17,7 +17,7 @@ extension Softmax {
     ///   - mask: Added to scale x, [maskRows, columns]; -inf takes an entry out, though x is read
     ///     there.
     ///   - logSumExp: Receives the [rows] of `softmax` and `logSoftmax`.
-    ///   - workspace: Grows to 256 KB for each thread at most, and 16 bytes for each slice of rows
+    ///   - workspace: Grows to 256 KB for each thread at most, and 20 bytes for each slice of rows
     ///     longer than 32768 columns. float32 output below 32 MB needs none.
     /// - Throws: `outOfRange` for a value outside its range; `tooSmall` for a stride, a span or
     ///   `columns`; `countMismatch` for `lengths` and `logSumExp`; `badEntry` for a length;
@@ -87,7 +87,7 @@ extension Softmax {
     ///   - logSumExp: [rows]
     ///   - lengths: Row r keeps entries j < lengths[r], [rows], in 0 ... columns; nil: all.
     ///   - mask: Added to scale x, [maskRows, columns].
-    ///   - workspace: Grows to 16 bytes for each slice of rows longer than 32768 columns.
+    ///   - workspace: Grows to 20 bytes for each slice of rows longer than 32768 columns.
     /// - Throws: `outOfRange` for a value outside its range; `tooSmall` for a stride or a span;
     ///   `countMismatch` for `lengths` and `logSumExp`; `badEntry` for a length; `overflow`.
     public static func logSumExp<Element: StorageElement>(
