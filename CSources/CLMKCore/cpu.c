@@ -8,6 +8,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 /// What the operating system saves on a context switch: registers it does not save may not be used.
 static unsigned saved_registers(void) {
@@ -15,6 +19,17 @@ static unsigned saved_registers(void) {
     __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     (void)high;
     return low;
+}
+
+/// Whether the process may use tiles, whose registers Linux saves for those that have asked: it
+/// refuses where a thread's signal stack has no room for them.
+static int may_use_tiles(void) {
+#if defined(__linux__)
+    enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
+    return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+#else
+    return 0;
+#endif
 }
 
 static lmk_isa detect(void) {
@@ -28,8 +43,10 @@ static lmk_isa detect(void) {
     const unsigned avx512 = (1u << 16) | (1u << 17) | (1u << 30) | (1u << 31); // F, DQ, BW, VL
     if ((b & avx2) != avx2) return LMK_ISA_GENERIC;
     if ((b & avx512) != avx512 || (saved & 0xe6) != 0xe6) return LMK_ISA_AVX2;
-    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d)) return LMK_ISA_AVX512;
-    return (a >> 5) & 1 ? LMK_ISA_AVX512_BF16 : LMK_ISA_AVX512;
+    const unsigned amx = (1u << 22) | (1u << 24); // tiles of bfloat16, tiles
+    const int has_tiles = (d & amx) == amx && (saved & 0x60000) == 0x60000;
+    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !((a >> 5) & 1)) return LMK_ISA_AVX512;
+    return has_tiles && may_use_tiles() ? LMK_ISA_AMX : LMK_ISA_AVX512_BF16;
 }
 
 /// Intel's cores issue one bfloat16 dot product every two cycles, and two multiply-adds in each:
@@ -46,7 +63,7 @@ static lmk_isa detect(void) { return LMK_ISA_GENERIC; }
 static int has_fast_dot_product(void) { return 0; }
 #endif
 
-static const char *const isa_names[] = {"generic", "avx2", "avx512", "avx512bf16", "neon"};
+static const char *const isa_names[] = {"generic", "avx2", "avx512", "avx512bf16", "amx", "neon"};
 
 const char *lmk_isa_name(lmk_isa isa) { return isa_names[isa]; }
 
@@ -82,6 +99,7 @@ int lmk_cpu_use_isa(lmk_isa isa) {
 static const lmk_core_kernels *core_kernels(void) {
     switch (lmk_cpu_isa()) {
 #if defined(__x86_64__)
+    case LMK_ISA_AMX:
     case LMK_ISA_AVX512_BF16:
     case LMK_ISA_AVX512: return &core_kernels_avx512;
     case LMK_ISA_AVX2: return &core_kernels_avx2;

@@ -6,6 +6,7 @@
 const product_kernels *lmk_product_kernels(void) {
     switch (lmk_cpu_isa()) {
 #if defined(__x86_64__)
+    case LMK_ISA_AMX:
     case LMK_ISA_AVX512_BF16:
     case LMK_ISA_AVX512: return &product_kernels_avx512;
     case LMK_ISA_AVX2: return &product_kernels_avx2;

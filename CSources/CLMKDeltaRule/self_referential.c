@@ -13,6 +13,7 @@
 static const self_reference_kernels *kernels_in_use(void) {
     switch (lmk_cpu_isa()) {
 #if defined(__x86_64__)
+    case LMK_ISA_AMX:
     case LMK_ISA_AVX512_BF16:
     case LMK_ISA_AVX512: return &self_reference_kernels_avx512;
     case LMK_ISA_AVX2: return &self_reference_kernels_avx2;

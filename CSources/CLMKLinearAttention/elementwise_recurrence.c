@@ -12,6 +12,7 @@
 const token_stage_kernels *lmk_token_stage_kernels(void) {
     switch (lmk_cpu_isa()) {
 #if defined(__x86_64__)
+    case LMK_ISA_AMX:
     case LMK_ISA_AVX512_BF16:
     case LMK_ISA_AVX512: return &token_stage_kernels_avx512;
     case LMK_ISA_AVX2: return &token_stage_kernels_avx2;

@@ -5,6 +5,7 @@
 const softmax_kernels *lmk_softmax_kernels(void) {
     switch (lmk_cpu_isa()) {
 #if defined(__x86_64__)
+    case LMK_ISA_AMX:
     case LMK_ISA_AVX512_BF16:
     case LMK_ISA_AVX512: return &softmax_kernels_avx512;
     case LMK_ISA_AVX2: return &softmax_kernels_avx2;

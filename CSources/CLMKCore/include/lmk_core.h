@@ -89,12 +89,15 @@ typedef enum LMK_CLOSED_ENUM lmk_isa {
     LMK_ISA_AVX512 = 2,
     /// AVX-512 with the bfloat16 dot product.
     LMK_ISA_AVX512_BF16 = 3,
-    LMK_ISA_NEON = 4,
+    /// The same with tiles of bfloat16 (Advanced Matrix Extensions), where the operating system
+    /// lets the process use them.
+    LMK_ISA_AMX = 4,
+    LMK_ISA_NEON = 5,
 } lmk_isa;
 
 /// The instruction set in use: the fastest on this CPU (avx512bf16 only where a dot product is
 /// faster than the multiply-adds it stands for), or the one that the environment variable LMK_ISA
-/// (generic, avx2, avx512, avx512bf16, neon) names if the CPU can run it; read once.
+/// (generic, avx2, avx512, avx512bf16, amx, neon) names if the CPU can run it; read once.
 lmk_isa lmk_cpu_isa(void);
 
 /// Whether this CPU can run `isa`.
@@ -104,7 +107,7 @@ int lmk_cpu_can_run(lmk_isa isa);
 /// it. Not to be called while a kernel runs.
 int lmk_cpu_use_isa(lmk_isa isa);
 
-/// "generic", "avx2", "avx512", "avx512bf16" or "neon".
+/// "generic", "avx2", "avx512", "avx512bf16", "amx" or "neon".
 const char *lmk_isa_name(lmk_isa isa);
 
 // MARK: Threads

@@ -87,7 +87,7 @@ LMK_INLINE void store_as(void *y, lmk_dtype dtype, size_t i, f32x16 v) {
 
 /// The first `count` <= 16 elements of two bytes, the others zero; reads nothing beyond.
 LMK_INLINE void load_first_halves(uint16_t to[LMK_LANES], const uint16_t *x, size_t count) {
-#if defined(LMK_TARGET_AVX512) || defined(LMK_TARGET_AVX512_BF16)
+#if defined(LMK_AVX512)
     *(__m256i_u *)to = _mm256_maskz_loadu_epi16((__mmask16)((1u << count) - 1u), x);
 #else
     for (size_t i = 0; i < LMK_LANES; i++) to[i] = i < count ? x[i] : 0;
@@ -111,7 +111,7 @@ LMK_INLINE void store_first_as(void *y, lmk_dtype dtype, size_t i, f32x16 v, siz
     uint16_t lanes[LMK_LANES];
     store_as(lanes, dtype, 0, v);
     uint16_t *const to = (uint16_t *)y + i;
-#if defined(LMK_TARGET_AVX512) || defined(LMK_TARGET_AVX512_BF16)
+#if defined(LMK_AVX512)
     _mm256_mask_storeu_epi16(to, (__mmask16)((1u << count) - 1u), *(const __m256i_u *)lanes);
 #else
     for (size_t k = 0; k < count; k++) to[k] = lanes[k];

@@ -38,7 +38,7 @@ LMK_INLINE f32x16 choose(i32x16 mask, f32x16 yes, f32x16 no) { return mask ? yes
 
 /// First `count` <= 16 lanes from memory, the others zero; reads nothing beyond.
 LMK_INLINE f32x16 load_first(const float *p, size_t count) {
-#if defined(LMK_TARGET_AVX512) || defined(LMK_TARGET_AVX512_BF16)
+#if defined(LMK_AVX512)
     return (f32x16)_mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1u), p);
 #else
     float lanes[LMK_LANES] = {0};
@@ -49,7 +49,7 @@ LMK_INLINE f32x16 load_first(const float *p, size_t count) {
 
 /// First `count` <= 16 lanes to memory; writes nothing beyond.
 LMK_INLINE void store_first(float *p, f32x16 v, size_t count) {
-#if defined(LMK_TARGET_AVX512) || defined(LMK_TARGET_AVX512_BF16)
+#if defined(LMK_AVX512)
     _mm512_mask_storeu_ps(p, (__mmask16)((1u << count) - 1u), (__m512)v);
 #else
     float lanes[LMK_LANES];
@@ -60,7 +60,7 @@ LMK_INLINE void store_first(float *p, f32x16 v, size_t count) {
 
 /// Whether the mask is set in any lane.
 LMK_INLINE int any_of(i32x16 mask) {
-#if defined(LMK_TARGET_AVX512) || defined(LMK_TARGET_AVX512_BF16)
+#if defined(LMK_AVX512)
     return _mm512_movepi32_mask((__m512i)mask) != 0;
 #else
     return __builtin_reduce_or(mask) != 0;

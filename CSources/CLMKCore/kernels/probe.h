@@ -26,7 +26,7 @@ static double probe_arithmetic(size_t iterations) {
             sum[i] = sum[i] * a + b;
 #endif
         }
-#if defined(__x86_64__) && (defined(LMK_TARGET_AVX512) || defined(LMK_TARGET_AVX512_BF16))
+#if defined(__x86_64__) && (defined(LMK_AVX512))
         __asm__ volatile("" : "+v"(a), "+v"(b));
 #endif
     }

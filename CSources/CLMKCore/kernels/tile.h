@@ -3,7 +3,7 @@
 // Full unrolling of the constant loops is what keeps the accumulators in registers. The largest
 // tile leaves room for the vectors of b and one broadcast: AVX-512 14 x 32 (28 accumulators), AVX2
 // 6 x 16 (12 of 16), NEON 6 x 16 (24 of 32).
-#if defined(LMK_TARGET_AVX512) || defined(LMK_TARGET_AVX512_BF16)
+#if defined(LMK_AVX512)
 #define TILE_ROWS 14
 #define ROW_PANEL 16
 #elif defined(LMK_TARGET_GENERIC)

@@ -5,7 +5,7 @@
 // 16 rows in lanes, and nothing is added across lanes.
 
 /// Most vectors of rows in one pass over a matrix: sums of all of them stay in registers.
-#if defined(LMK_TARGET_AVX512) || defined(LMK_TARGET_AVX512_BF16)
+#if defined(LMK_AVX512)
 #define SWEEP_VECTORS 8
 #define SWEEP_CASES(...)                                                                           \
     SWEEP_CASE(8, __VA_ARGS__)                                                                     \

@@ -1,7 +1,7 @@
 // Register tiles: the products of a chunk with a state, and with another chunk. Included inside a
 // region. Each element is one chain of fused multiply-adds in ascending order, whatever the tile.
 
-#if defined(LMK_TARGET_AVX512) || defined(LMK_TARGET_AVX512_BF16)
+#if defined(LMK_AVX512)
 #define TILE_ROWS 8
 #define TILE_VECTORS 2
 #define PAIR_ROWS 16

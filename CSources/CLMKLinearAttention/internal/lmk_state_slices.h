@@ -4,7 +4,7 @@
 // Rows of keys and queries lie one after the other, so that a pass goes through them with one
 // index; those of float32 tensors that need no change are used where they are.
 
-#if defined(LMK_TARGET_AVX512) || defined(LMK_TARGET_AVX512_BF16)
+#if defined(LMK_AVX512)
 #define SWEEP_VECTORS 2
 #else
 #define SWEEP_VECTORS 1

@@ -8,7 +8,7 @@
 // decays so far. A token after which that would be small multiplies it in, and it begins again with
 // 1: whether a token does so is a matter of those before it alone.
 
-#if defined(LMK_TARGET_AVX512) || defined(LMK_TARGET_AVX512_BF16)
+#if defined(LMK_AVX512)
 #define PASS_TOKENS 4
 #else
 #define PASS_TOKENS 2

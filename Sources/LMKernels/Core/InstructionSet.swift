@@ -7,7 +7,8 @@ internal import CLMKCore
 /// Intel's. The environment variable `LMK_ISA` names another; its values are the raw values here.
 ///
 /// float32 results have the same bits with every set that has fused multiply-add, which is all but
-/// `generic` on x86-64. Products of bfloat16 differ with `avx512bf16`, which adds pairs.
+/// `generic` on x86-64. What multiplies bfloat16 differs with `avx512bf16`, which adds pairs, and
+/// with `amx`.
 public enum InstructionSet: String, CaseIterable, Sendable {
     /// The platform's baseline: SSE2 on x86-64.
     case generic
@@ -17,6 +18,9 @@ public enum InstructionSet: String, CaseIterable, Sendable {
     case avx512
     /// AVX-512 with the dot product of bfloat16.
     case avx512bf16
+    /// The same with tiles of bfloat16, Advanced Matrix Extensions: Intel's from Sapphire Rapids on,
+    /// where the operating system lets the process use them.
+    case amx
     /// Advanced SIMD of 64-bit Arm.
     case neon
 
@@ -42,6 +46,7 @@ extension InstructionSet {
         case .avx2: .LMK_ISA_AVX2
         case .avx512: .LMK_ISA_AVX512
         case .avx512bf16: .LMK_ISA_AVX512_BF16
+        case .amx: .LMK_ISA_AMX
         case .neon: .LMK_ISA_NEON
         }
     }
@@ -53,6 +58,7 @@ extension InstructionSet {
             case .LMK_ISA_AVX2: .avx2
             case .LMK_ISA_AVX512: .avx512
             case .LMK_ISA_AVX512_BF16: .avx512bf16
+            case .LMK_ISA_AMX: .amx
             case .LMK_ISA_NEON: .neon
             }
     }
