@@ -27,7 +27,7 @@ quietly() {
 
 # drive SANITIZERS FLAGS...: all instruction sets at the same time.
 drive() {
-    local binary=$build/$1 isa sets=(generic avx2 avx512 avx512bf16 neon)
+    local binary=$build/$1 isa sets=(generic avx2 avx512 avx512bf16 amx neon)
     local -A runs
     Scripts/build-driver.sh "$binary" "-fsanitize=$1" -fno-sanitize-recover=all "${@:2}"
     for isa in "${sets[@]}"; do

@@ -109,7 +109,7 @@ def check(status):
 def peak(library, dtype):
     """Operations per second that one thread reaches now: the best of short runs, as in `lmk info`."""
     probe = lambda repeats: library.lmk_probe_arithmetic(dtype, repeats)
-    if probe(1) == 0:  # no dot product of bfloat16: it is widened
+    if probe(1) == 0:  # bfloat16 is widened
         return peak(library, FLOAT32)
     repeats = 1
     while seconds(lambda: probe(repeats)) < 0.002:

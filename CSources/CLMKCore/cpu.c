@@ -110,14 +110,20 @@ static const lmk_core_kernels *core_kernels(void) {
     }
 }
 
-const lmk_tile_kernels *lmk_tile_kernels_for(lmk_dtype dtype) {
+/// The table of what adds pairs of bfloat16, or null.
+static const lmk_core_kernels *pair_kernels(void) {
+    switch (lmk_cpu_isa()) {
 #if defined(__x86_64__)
-    if (dtype == LMK_BFLOAT16 && lmk_cpu_isa() == LMK_ISA_AVX512_BF16)
-        return &core_kernels_avx512_bf16.tile;
-#else
-    (void)dtype;
+    case LMK_ISA_AMX: return &core_kernels_amx;
+    case LMK_ISA_AVX512_BF16: return &core_kernels_avx512_bf16;
 #endif
-    return &core_kernels()->tile;
+    default: return 0;
+    }
+}
+
+const lmk_tile_kernels *lmk_tile_kernels_for(lmk_dtype dtype) {
+    const lmk_core_kernels *const pairs = dtype == LMK_BFLOAT16 ? pair_kernels() : 0;
+    return pairs ? &pairs->tile : &core_kernels()->tile;
 }
 
 size_t lmk_dtype_size(lmk_dtype dtype) { return dtype == LMK_FLOAT32 ? 4 : 2; }
@@ -148,12 +154,8 @@ lmk_status lmk_convert(const void *x, lmk_dtype x_dtype, void *y, lmk_dtype y_dt
 
 double lmk_probe_arithmetic(lmk_dtype dtype, size_t iterations) {
     if (dtype == LMK_FLOAT32) return core_kernels()->probe_arithmetic(iterations);
-#if defined(__x86_64__)
-    if (dtype == LMK_BFLOAT16 && lmk_cpu_isa() == LMK_ISA_AVX512_BF16) {
-        return core_kernels_avx512_bf16.probe_arithmetic(iterations);
-    }
-#endif
-    return 0;
+    const lmk_core_kernels *const pairs = dtype == LMK_BFLOAT16 ? pair_kernels() : 0;
+    return pairs ? pairs->probe_arithmetic(iterations) : 0;
 }
 
 float lmk_probe_read(const float *x, size_t count) { return core_kernels()->probe_read(x, count); }

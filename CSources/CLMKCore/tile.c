@@ -9,19 +9,32 @@
 /// Bytes of one step of one lane, packed.
 #define STEP_BYTES 4
 
-/// Row panels that a job keeps in L2 at a time: 8 panels of 14 rows and 512 steps are 256 KB.
+/// Row panels that a job keeps in L2 at a time: 8 panels of 14 rows and 512 steps are 256 KB, of 32
+/// rows 512 KB.
 #define PANELS_IN_L2 LMK_PACK_GROUP
 
 /// Widest panel row of a over all instruction sets, for sizes.
-#define ROW_PANEL_MAX 16
+#define ROW_PANEL_MAX 32
 
 static size_t steps_of(const lmk_tile_kernels *kernels, size_t depth) {
-    return lmk_divide_up(depth, kernels->elements_per_step);
+    return lmk_round_up(lmk_divide_up(depth, kernels->elements_per_step), kernels->step_unit);
 }
 
-/// Rows are cut into panels whose heights differ by at most one.
-static lmk_parts row_panels(const lmk_tile_kernels *kernels, size_t rows) {
-    return lmk_cut(rows, lmk_divide_up(rows, kernels->rows));
+/// Rows are cut into panels whose heights differ by at most one unit, larger ones first.
+typedef struct row_panels {
+    lmk_parts units;
+    size_t unit, rows;
+} row_panels;
+
+static row_panels cut_rows(const lmk_tile_kernels *kernels, size_t rows) {
+    const size_t unit = kernels->row_unit;
+    const lmk_parts units = lmk_cut(lmk_divide_up(rows, unit), lmk_divide_up(rows, kernels->rows));
+    return (row_panels){units, unit, rows};
+}
+
+/// Where panel `i` begins.
+static size_t panel_row(row_panels panels, size_t i) {
+    return lmk_min(panels.rows, panels.unit * lmk_part(panels.units, i));
 }
 
 /// Bytes of one depth block of packed panels.
@@ -44,12 +57,14 @@ static int is_small(const lmk_operand *x, size_t bytes) {
            bytes * x->stride * (x->depth_contiguous ? x->lanes : x->depth) <= IN_PLACE_LIMIT;
 }
 
-/// Whether tiles read a where it lies: float32, or pairs of bfloat16 that lie as the dot product
-/// wants them.
+/// Whether tiles read a where it lies: float32, or pairs of bfloat16 that lie as they are wanted,
+/// in whole units.
 static int is_a_in_place(const lmk_tile_kernels *kernels, const lmk_operand *a) {
     if (kernels->elements_per_step == 1) return a->dtype == LMK_FLOAT32 && is_small(a, 4);
     const int is_aligned = (uintptr_t)a->data % 4 == 0 && a->stride % 2 == 0;
-    return a->depth_contiguous && a->depth % 2 == 0 && is_aligned && is_small(a, 2);
+    const int is_whole = a->depth % (kernels->elements_per_step * kernels->step_unit) == 0 &&
+                         a->lanes % kernels->row_unit == 0;
+    return a->depth_contiguous && is_whole && is_aligned && is_small(a, 2);
 }
 
 /// Whether tiles read b where it lies: its columns are contiguous, and come by 16.
@@ -66,7 +81,9 @@ typedef struct panel_run {
     size_t stride, lane_stride;
 } panel_run;
 
-static panel_run packed(const char *data) { return (panel_run){.data = data, .is_packed = 1}; }
+static panel_run packed(const char *data, size_t lane_stride) {
+    return (panel_run){.data = data, .is_packed = 1, .lane_stride = lane_stride};
+}
 
 static panel_run in_place(const lmk_tile_kernels *kernels, const lmk_operand *x, size_t lane,
                           size_t step) {
@@ -79,7 +96,7 @@ static panel_run in_place(const lmk_tile_kernels *kernels, const lmk_operand *x,
 
 /// The panel that begins at `lane`, which in a packed run is `offset` bytes on, `width` lanes wide.
 static lmk_panel panel_at(const panel_run *run, size_t lane, size_t offset, size_t width) {
-    if (run->is_packed) return (lmk_panel){run->data + offset, width, 1};
+    if (run->is_packed) return (lmk_panel){run->data + offset, width, run->lane_stride};
     return (lmk_panel){run->data + STEP_BYTES * run->lane_stride * lane, run->stride,
                        run->lane_stride};
 }
@@ -88,10 +105,10 @@ static lmk_panel panel_at(const panel_run *run, size_t lane, size_t offset, size
 /// block.
 static void pack_rows(const lmk_tile_kernels *kernels, const lmk_operand *a, size_t begin,
                       size_t rows, size_t first, size_t last, size_t step, size_t steps, char *to) {
-    const lmk_parts panels = row_panels(kernels, rows);
+    const row_panels panels = cut_rows(kernels, rows);
     size_t lanes[LMK_PACK_GROUP];
-    for (size_t i = first; i < last; i++) lanes[i - first] = begin + lmk_part(panels, i);
-    kernels->pack(to, kernels->row_panel, a, lanes, last - first, step, steps);
+    for (size_t i = first; i < last; i++) lanes[i - first] = begin + panel_row(panels, i);
+    kernels->pack_rows(to, kernels->row_panel, a, lanes, last - first, step, steps);
 }
 
 /// Packs columns begin..<begin + columns of b, one depth block.
@@ -132,8 +149,8 @@ static const char *fetch_from(const fetch_plan *plan, size_t i) {
 static void multiply(const lmk_tile_kernels *kernels, panel_run a, panel_run b, size_t rows,
                      size_t first, size_t last, size_t columns, size_t steps, float *c,
                      size_t c_stride, int accumulate, lmk_ahead ahead) {
-    const lmk_parts panels = row_panels(kernels, rows);
-    const size_t first_row = lmk_part(panels, first),
+    const row_panels panels = cut_rows(kernels, rows);
+    const size_t first_row = panel_row(panels, first),
                  a_bytes = block_bytes(1, kernels->row_panel, steps);
     lmk_tile tile = {.depth = steps, .c_stride = c_stride, .accumulate = accumulate};
     for (size_t group = first; group < last; group += PANELS_IN_L2) {
@@ -152,8 +169,18 @@ static void multiply(const lmk_tile_kernels *kernels, panel_run a, panel_run b, 
             const size_t width = column_panel_width(kernels, columns - column);
             tile.b = panel_at(&b, column, block_bytes(1, column, steps), width);
             tile.columns = lmk_min(width, columns - column);
+            if (kernels->strip) {
+                const size_t row = panel_row(panels, group) - first_row;
+                tile.a = panel_at(&a, row, (group - first) * a_bytes, kernels->row_panel);
+                tile.c = c + row * c_stride + column;
+                tile.next = fetch_from(&fetch, count);
+                count += group_end - group;
+                kernels->strip(&tile, panel_row(panels, group_end) - first_row - row,
+                               a.is_packed ? a_bytes : STEP_BYTES * kernels->rows * a.lane_stride);
+                continue;
+            }
             for (size_t i = group; i < group_end; i++) {
-                const size_t row = lmk_part(panels, i), height = lmk_part(panels, i + 1) - row;
+                const size_t row = panel_row(panels, i), height = panel_row(panels, i + 1) - row;
                 tile.a = panel_at(&a, row - first_row, (i - first) * a_bytes, kernels->row_panel);
                 tile.c = c + (row - first_row) * c_stride + column;
                 tile.next = fetch_from(&fetch, count++);
@@ -165,7 +192,7 @@ static void multiply(const lmk_tile_kernels *kernels, panel_run a, panel_run b, 
 }
 
 /// Lanes that packed panels of `lanes` lanes take at most: a panel of a is 4 lanes for 3 rows, 8
-/// for 6 or 16 for 14.
+/// for 6, 16 for 14 or 32 for 32.
 static size_t padded_lanes(size_t lanes) { return lanes + lanes / 3 + LMK_PANEL_MAX; }
 
 size_t lmk_tile_shared_size(size_t lanes, size_t depth) {
@@ -194,7 +221,7 @@ typedef struct tile_jobs {
 static char *shared_block(const tile_jobs *jobs, size_t step) {
     const lmk_tile_product *const p = jobs->product;
     const size_t lanes = p->share_a
-                             ? row_panels(p->kernels, jobs->lanes).count * p->kernels->row_panel
+                             ? cut_rows(p->kernels, jobs->lanes).units.count * p->kernels->row_panel
                              : lmk_round_up(jobs->lanes, LMK_PANEL_MAX / 2);
     return (char *)p->shared + STEP_BYTES * lanes * step;
 }
@@ -204,7 +231,7 @@ static char *shared_block(const tile_jobs *jobs, size_t step) {
 
 static size_t shared_panel_groups(const tile_jobs *jobs) {
     const lmk_tile_product *const p = jobs->product;
-    const size_t panels = p->share_a ? row_panels(p->kernels, jobs->lanes).count
+    const size_t panels = p->share_a ? cut_rows(p->kernels, jobs->lanes).units.count
                                      : lmk_divide_up(jobs->lanes, p->kernels->columns);
     return lmk_divide_up(panels, PANELS_PER_PACK_SLOT);
 }
@@ -221,7 +248,7 @@ static void pack_shared(void *context, size_t slot, unsigned worker) {
     if (p->share_a) {
         const size_t first = group * PANELS_PER_PACK_SLOT;
         const size_t last =
-            lmk_min(first + PANELS_PER_PACK_SLOT, row_panels(kernels, jobs->lanes).count);
+            lmk_min(first + PANELS_PER_PACK_SLOT, cut_rows(kernels, jobs->lanes).units.count);
         pack_rows(kernels, &p->a, jobs->lane, jobs->lanes, first, last, jobs->step + step, steps,
                   block + block_bytes(first, kernels->row_panel, steps));
     } else {
@@ -242,9 +269,9 @@ static void run_shared_a(const tile_jobs *jobs, size_t first, size_t last, size_
                          size_t columns, char *local) {
     const lmk_tile_product *const p = jobs->product;
     const lmk_tile_kernels *const kernels = p->kernels;
-    const lmk_parts panels = row_panels(kernels, jobs->rows);
-    const size_t row = jobs->rows_begin + lmk_part(panels, first),
-                 row_end = jobs->rows_begin + lmk_part(panels, last);
+    const row_panels panels = cut_rows(kernels, jobs->rows);
+    const size_t row = jobs->rows_begin + panel_row(panels, first),
+                 row_end = jobs->rows_begin + panel_row(panels, last);
     float *const scratch = (float *)(void *)(local + lmk_tile_local_size(0));
     float *const c = p->c ? p->c + row * p->c_stride + column : scratch;
     const size_t c_stride = p->c ? p->c_stride : LMK_COLUMN_BLOCK;
@@ -256,7 +283,8 @@ static void run_shared_a(const tile_jobs *jobs, size_t first, size_t last, size_
     for (size_t step = 0; step < jobs->steps; step += LMK_DEPTH_BLOCK) {
         const size_t steps = lmk_min(LMK_DEPTH_BLOCK, jobs->steps - step);
         panel_run a =
-            packed(shared_block(jobs, step) + block_bytes(first, kernels->row_panel, steps));
+            packed(shared_block(jobs, step) + block_bytes(first, kernels->row_panel, steps),
+                   kernels->row_stride);
         if (is_a_in_place(kernels, &p->a)) a = in_place(kernels, &p->a, row, jobs->step + step);
         lmk_ahead ahead = p->ahead;
         if (a.is_packed) {
@@ -268,7 +296,7 @@ static void run_shared_a(const tile_jobs *jobs, size_t first, size_t last, size_
         }
         for (size_t at = 0; at < columns; at += pack_columns_by) {
             const size_t count = lmk_min(pack_columns_by, columns - at);
-            panel_run b = packed(local);
+            panel_run b = packed(local, 1);
             if (is_b_in_place(kernels, &p->b))
                 b = in_place(kernels, &p->b, column + at, jobs->step + step);
             else pack_columns(kernels, &p->b, column + at, count, jobs->step + step, steps, local);
@@ -284,17 +312,18 @@ static void run_shared_a(const tile_jobs *jobs, size_t first, size_t last, size_
 static void run_shared_b(const tile_jobs *jobs, size_t first, size_t last, char *local) {
     const lmk_tile_product *const p = jobs->product;
     const lmk_tile_kernels *const kernels = p->kernels;
-    const lmk_parts panels = row_panels(kernels, jobs->rows);
+    const row_panels panels = cut_rows(kernels, jobs->rows);
     for (size_t group = first; group < last; group += PANELS_IN_L2) {
         const size_t group_end = lmk_min(last, group + PANELS_IN_L2);
-        const size_t row = jobs->rows_begin + lmk_part(panels, group);
+        const size_t row = jobs->rows_begin + panel_row(panels, group);
         float *const c = p->c + row * p->c_stride + jobs->columns_begin;
-        const size_t row_end = jobs->rows_begin + lmk_part(panels, group_end);
+        const size_t row_end = jobs->rows_begin + panel_row(panels, group_end);
         if (jobs->steps == 0 && !jobs->accumulate)
             clear(c, p->c_stride, row_end - row, jobs->columns);
         for (size_t step = 0; step < jobs->steps; step += LMK_DEPTH_BLOCK) {
             const size_t steps = lmk_min(LMK_DEPTH_BLOCK, jobs->steps - step);
-            panel_run a = packed(local), b = packed(shared_block(jobs, step));
+            panel_run a = packed(local, kernels->row_stride),
+                      b = packed(shared_block(jobs, step), 1);
             if (is_a_in_place(kernels, &p->a)) a = in_place(kernels, &p->a, row, jobs->step + step);
             else
                 pack_rows(kernels, &p->a, jobs->rows_begin, jobs->rows, group, group_end,
@@ -311,18 +340,20 @@ static void run_job(void *context, size_t slot, unsigned worker) {
     const tile_jobs *const jobs = context;
     const lmk_tile_product *const p = jobs->product;
     char *const local = p->local + worker * p->local_size;
-    const lmk_parts parts = lmk_cut(row_panels(p->kernels, jobs->rows).count, jobs->row_parts);
+    const lmk_parts parts = lmk_cut(cut_rows(p->kernels, jobs->rows).units.count, jobs->row_parts);
     const size_t part = slot % jobs->row_parts, first = lmk_part(parts, part),
                  last = lmk_part(parts, part + 1);
-    if (!p->share_a) {
+    if (p->kernels->begin) p->kernels->begin();
+    if (p->share_a) {
+        const size_t begin = slot / jobs->row_parts * jobs->job_columns;
+        const size_t end = lmk_min(jobs->columns, begin + jobs->job_columns);
+        for (size_t column = begin; column < end; column += LMK_COLUMN_BLOCK) {
+            run_shared_a(jobs, first, last, column, lmk_min(LMK_COLUMN_BLOCK, end - column), local);
+        }
+    } else {
         run_shared_b(jobs, first, last, local);
-        return;
     }
-    const size_t begin = slot / jobs->row_parts * jobs->job_columns;
-    const size_t end = lmk_min(jobs->columns, begin + jobs->job_columns);
-    for (size_t column = begin; column < end; column += LMK_COLUMN_BLOCK) {
-        run_shared_a(jobs, first, last, column, lmk_min(LMK_COLUMN_BLOCK, end - column), local);
-    }
+    if (p->kernels->end) p->kernels->end();
 }
 
 /// Jobs each thread should find, so that the last ones to finish leave little idle.
@@ -337,7 +368,7 @@ static void run_shared(tile_jobs *jobs) {
         lmk_parallel_for(slots, p->threads, pack_shared, jobs);
     }
     const size_t wanted = p->threads > 1 ? JOBS_PER_THREAD * (size_t)p->threads : 1;
-    const size_t panels = row_panels(p->kernels, jobs->rows).count;
+    const size_t panels = cut_rows(p->kernels, jobs->rows).units.count;
     size_t column_jobs = 1;
     if (p->share_a) {
         // Narrower columns before shorter rows: cutting rows packs b again.

@@ -172,8 +172,8 @@ static void pack_rows(const lmk_tile_kernels *tiles, const lmk_operand *x, float
         const size_t count = lmk_min(LMK_PACK_GROUP, panels.count - i);
         size_t lanes[LMK_PACK_GROUP];
         for (size_t p = 0; p < count; p++) lanes[p] = lmk_part(panels, i + p);
-        tiles->pack(to + i * tiles->row_panel * x->depth, tiles->row_panel, x, lanes, count, 0,
-                    x->depth);
+        tiles->pack_rows(to + i * tiles->row_panel * x->depth, tiles->row_panel, x, lanes, count, 0,
+                         x->depth);
     }
 }
 

@@ -144,7 +144,7 @@ extension MachineReport {
             row("", threadCounts.map { $0 == 1 ? "1 thread" : "\($0) threads" }),
             "Arithmetic, GFLOP/s",
         ]
-        for (type, name) in [("float32", "multiply-add"), ("bfloat16", "dot product")] {
+        for (type, name) in [("float32", "multiply-add"), ("bfloat16", "pairs")] {
             let values = threadCounts.map { threads in
                 arithmetic.first { $0.type == type && $0.threads == threads }?.flopPerSecond
             }

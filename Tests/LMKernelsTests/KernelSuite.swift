@@ -31,7 +31,10 @@ func withEachInstructionSet(
 }
 
 /// Instruction sets with fused multiply-add, which agree on every bit of a float32 result.
-let fusedSets: [InstructionSet] = [.avx2, .avx512, .avx512bf16, .neon]
+let fusedSets: [InstructionSet] = [.avx2, .avx512, .avx512bf16, .amx, .neon]
+
+/// Those that add pairs of bfloat16: products of bfloat16 have other bits there.
+let pairSets: [InstructionSet] = [.avx512bf16, .amx]
 
 /// Sizes around the edges of vectors, register tiles and blocks.
 let edgeSizes = [0, 1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 257, 300, 513]

@@ -171,7 +171,7 @@ extension KernelSuite {
                 problems.append(Problem(rows: any(), columns: any(), depth: size))
             }
             // Two and more blocks of depth, of singles and of pairs.
-            for depth in [511, 512, 513, 1025] {
+            for depth in [511, 512, 513, 1023, 1025, 1057] {
                 problems.append(Problem(rows: 9, columns: 20, depth: depth))
             }
             for i in problems.indices {
@@ -237,7 +237,7 @@ extension KernelSuite {
         /// Every height of a register tile, with every count of vectors.
         @Test(arguments: Matmul.Layout.allCases)
         func tilesOfEveryHeight(_ layout: Matmul.Layout) throws {
-            for rows in 1...29 {
+            for rows in Array(1...35) + [47, 48, 49] {
                 for (columns, depth) in [(1, 1), (16, 2), (17, 3), (32, 5), (33, 16), (49, 17)] {
                     try expectExact(
                         Problem(
@@ -265,12 +265,12 @@ extension KernelSuite {
             }
         }
 
-        /// Shared panels that are packed in several turns: too many lanes, and too much depth.
-        @Test(arguments: [(6500, 6300, 2), (2600, 2700, 1300)])
-        func sharedPanelsInTurns(_ rows: Int, _ columns: Int, _ depth: Int) throws {
+        private func expectTurns<Element: TestElement>(
+            _ type: Element.Type, _ rows: Int, _ columns: Int, _ depth: Int
+        ) throws {
             var generator = SeededGenerator(seed: 4)
-            func integers(_ count: Int) -> [Float] {
-                (0..<count).map { _ in Float(Int.random(in: -2...2, using: &generator)) }
+            func integers(_ count: Int) -> [Element] {
+                (0..<count).map { _ in Element(Float(Int.random(in: -2...2, using: &generator))) }
             }
             let a = integers(rows * depth)
             let b = integers(columns * depth)
@@ -283,11 +283,21 @@ extension KernelSuite {
             for _ in 0..<10_000 {
                 let i = Int.random(in: 0..<rows, using: &generator)
                 let j = Int.random(in: 0..<columns, using: &generator)
-                let sum = (0..<depth).reduce(Float(0)) {
-                    $0 + a[i * depth + $1] * b[j * depth + $1]
+                let sum = (0..<depth).reduce(0) {
+                    $0 + a[i * depth + $1].double * b[j * depth + $1].double
                 }
-                #expect(c[i * columns + j] == sum, "row \(i), column \(j)")
+                #expect(Double(c[i * columns + j]) == sum, "\(type) row \(i), column \(j)")
             }
+        }
+
+        /// Shared panels that are packed in several turns: too many lanes, and too much depth.
+        @Test(arguments: [(6500, 6300, 2), (2600, 2700, 1300)])
+        func sharedPanelsInTurns(_ rows: Int, _ columns: Int, _ depth: Int) throws {
+            try expectTurns(Float.self, rows, columns, depth)
+        }
+
+        @Test func sharedPanelsOfPairsInTurns() throws {
+            try expectTurns(BFloat16.self, 1300, 1200, 5000)
         }
 
         @Test func depthZeroClearsOrKeeps() throws {
@@ -357,14 +367,12 @@ extension KernelSuite {
         @Test func fusedInstructionSetsAgree() throws {
             try expectSetsAgree(Float.self, sets: fusedSets)
             try expectSetsAgree(Float16.self, sets: fusedSets)
-            // The dot product of pairs adds in another order.
-            try expectSetsAgree(BFloat16.self, sets: fusedSets.filter { $0 != .avx512bf16 })
+            // Sums of pairs have another order.
+            try expectSetsAgree(BFloat16.self, sets: fusedSets.filter { !pairSets.contains($0) })
         }
 
-        /// A product does not depend on what else is multiplied with it, nor on where it lies.
-        @Test func positionDoesNotChangeABit() throws {
-            let whole = realCase(
-                Float.self, Problem(rows: 70, columns: 300, depth: 300, layout: .nt))
+        private func expectPositionIrrelevant<Element: TestElement>(_ type: Element.Type) throws {
+            let whole = realCase(type, Problem(rows: 70, columns: 300, depth: 300, layout: .nt))
             let (rows, columns, depth) = (13, 45, 300)
             let (row, column) = (31, 200)
             try withEachInstructionSet { set in
@@ -382,8 +390,45 @@ extension KernelSuite {
                     let start = (row + i) * 300 + column
                     #expect(
                         bits(Array(part[i * columns..<(i + 1) * columns]))
-                            == bits(Array(c[start..<start + columns])), "\(set), row \(i)")
+                            == bits(Array(c[start..<start + columns])), "\(type) \(set), row \(i)")
                 }
+            }
+        }
+
+        /// A product does not depend on what else is multiplied with it, nor on where it lies.
+        @Test func positionDoesNotChangeABit() throws {
+            try expectPositionIrrelevant(Float.self)
+            try expectPositionIrrelevant(BFloat16.self)
+            try expectPositionIrrelevant(Float16.self)
+        }
+
+        private func expectDepthInTurns<Element: TestElement>(
+            _ type: Element.Type, sets: [InstructionSet], cut: Int
+        ) throws {
+            let (rows, columns, depth) = (41, 50, 1300)
+            let whole = realCase(type, Problem(rows: rows, columns: columns, depth: depth))
+            try withEachInstructionSet(sets) { set in
+                let c = try whole.product(workspace: workspace)
+                var sums = Array(repeating: Float.nan, count: rows * columns)
+                for (begin, end) in [(0, cut), (cut, depth)] {
+                    var span = sums.mutableSpan
+                    try Matmul.multiply(
+                        whole.a.span.extracting(begin...),
+                        whole.b.span.extracting((begin * columns)...), into: &span,
+                        shape: .init(
+                            rows: rows, columns: columns, depth: end - begin, aStride: depth),
+                        accumulate: begin > 0, workspace: workspace)
+                }
+                #expect(bits(sums) == bits(c), "\(type) \(set) cut at \(cut)")
+            }
+        }
+
+        /// Products of two parts of the depth add up to the product, where sums are cut anyway.
+        @Test func depthInTurnsDoesNotChangeABit() throws {
+            try expectDepthInTurns(Float.self, sets: InstructionSet.allCases, cut: 512)
+            try expectDepthInTurns(BFloat16.self, sets: InstructionSet.allCases, cut: 1024)
+            for cut in [32, 480, 1024, 1280] {
+                try expectDepthInTurns(BFloat16.self, sets: [.amx], cut: cut)
             }
         }
 

@@ -190,10 +190,12 @@ size_t lmk_matmul_workspace_size(const lmk_matmul *matmul);
 
 /// Computes c. c must not overlap a or b.
 ///
-/// Sums are taken over blocks of 512 elements (1024 for bfloat16 pairs) along the depth: each block
-/// is one chain of fused multiply-adds in ascending order from zero, and blocks are added in order.
+/// Sums are taken over blocks of 512 elements (1024 for bfloat16 with avx512bf16) along the depth:
+/// each block is one chain of fused multiply-adds in ascending order from zero, and blocks are
+/// added in order. With amx blocks of bfloat16 are 32 elements, summed as the processor does it and
+/// added one after the other, to c if `accumulate` is set. These two count denormal numbers as 0.
 /// The result does not depend on threads, nor on the instruction set as long as it has fused
-/// multiply-add.
+/// multiply-add, but for bfloat16 with these two.
 lmk_status lmk_matmul_run(const lmk_matmul *matmul, void *LMK_NULLABLE workspace,
                           size_t workspace_size, lmk_error *LMK_NULLABLE error);
 
@@ -201,7 +203,7 @@ lmk_status lmk_matmul_run(const lmk_matmul *matmul, void *LMK_NULLABLE workspace
 
 /// Runs `iterations` rounds of independent fused multiply-adds in registers on this thread and
 /// returns the number of floating-point operations done (a multiply-add is two). `dtype` BFLOAT16
-/// runs the dot product; returns 0 where there is none.
+/// runs the dot product of pairs, or tiles of it; returns 0 where there is neither.
 double lmk_probe_arithmetic(lmk_dtype dtype, size_t iterations);
 
 /// Reads `count` floats once and returns their sum.

@@ -5,7 +5,8 @@
 // Operands are packed into panels of a few lanes, [depth][lanes], and a register tile multiplies
 // one panel of a with one of b. Sums run over blocks of LMK_DEPTH_BLOCK steps: each block is one
 // chain of fused multiply-adds from zero, blocks are added in order. Cutting rows or columns
-// anywhere, or the depth at multiples of a block, changes no bit.
+// anywhere, or the depth at multiples of a block, changes no bit. In the tile registers of
+// kernels/tile_amx.h sums go on from block to block instead.
 #ifndef LMK_TILE_H
 #define LMK_TILE_H
 
@@ -46,6 +47,9 @@ typedef struct lmk_tile {
 /// written in, which waits for all stores to c.
 typedef void (*lmk_tile_function)(const lmk_tile *tile);
 
+/// The same for `rows` rows of c: panels of a, at most LMK_PACK_GROUP, are `a_panel_bytes` apart.
+typedef void (*lmk_strip_function)(const lmk_tile *tile, size_t rows, size_t a_panel_bytes);
+
 /// Where the elements of one operand are. A lane is a row of a or a column of b.
 typedef struct lmk_operand {
     const void *data;
@@ -73,12 +77,22 @@ typedef void (*lmk_pack_function)(void *to, size_t width, const lmk_operand *ope
 
 /// How one instruction set multiplies one storage type.
 typedef struct lmk_tile_kernels {
-    /// Rows of the largest register tile, lanes of a packed panel of a, columns of the widest tile.
-    size_t rows, row_panel, columns;
-    /// Elements in one step of a chain: 1, or 2 for the bfloat16 dot product; every step is four
-    /// bytes.
-    size_t elements_per_step;
-    lmk_pack_function pack;
+    /// Rows of the largest tile, and the number that panels of rows begin at multiples of.
+    size_t rows, row_unit;
+    /// Lanes of a packed panel of a, and four-byte steps from one to the next.
+    size_t row_panel, row_stride;
+    /// Columns of the widest tile.
+    size_t columns;
+    /// Elements in one step of a chain: 1, or 2 where pairs of bfloat16 are added; every step is
+    /// four bytes. Packed panels are made up to a multiple of `step_unit` steps with zeros.
+    size_t elements_per_step, step_unit;
+    /// Panels of b, and of a: the same function where row_stride is 1. Else panels of a are
+    /// [steps / row_stride][row_panel][row_stride].
+    lmk_pack_function pack, pack_rows;
+    /// Called by a thread before tiles and after them, if not null.
+    void (*begin)(void), (*end)(void);
+    /// Not null: `tile` is empty, and products are made by this.
+    lmk_strip_function strip;
     /// tile[rows - 1][v][s]: 16 (v = 0) or 32 columns; lanes of a contiguous (s = 0) or strided.
     lmk_tile_function tile[LMK_TILE_ROWS_MAX][2][2];
 } lmk_tile_kernels;

@@ -1,6 +1,42 @@
 // What the machine can do at best: arithmetic in registers, reading and copying. Included inside a
 // region.
 
+#if defined(LMK_TARGET_AMX)
+
+/// Six independent chains: one product takes 16 cycles, and 52 until its sums can be used. Of
+/// numbers with all their bits: with simple ones the processor runs faster than in any product.
+static double probe_arithmetic(size_t iterations) {
+    enum { CHAINS = 6 };
+    uint16_t numbers[16][32];
+    for (size_t i = 0; i < 16; i++) {
+        for (size_t j = 0; j < 32; j++) {
+            const uint32_t mixed = (uint32_t)(32 * i + j + 1) * 0x9e3779b1u;
+            numbers[i][j] = (uint16_t)(0x3c00 + (mixed >> 23) | (mixed & 0x8000));
+        }
+    }
+    begin_tiles();
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    _tile_zero(4);
+    _tile_zero(5);
+    _tile_loadd(6, numbers, 64);
+    _tile_loadd(7, numbers, 64);
+    for (size_t k = 0; k < iterations; k++) {
+        _tile_dpbf16ps(0, 6, 7);
+        _tile_dpbf16ps(1, 6, 7);
+        _tile_dpbf16ps(2, 6, 7);
+        _tile_dpbf16ps(3, 6, 7);
+        _tile_dpbf16ps(4, 6, 7);
+        _tile_dpbf16ps(5, 6, 7);
+    }
+    end_tiles();
+    return 2.0 * CHAINS * 16 * 16 * 32 * (double)iterations;
+}
+
+#else
+
 /// 24 independent chains: two units with a latency of four to five cycles need ten; loops are long
 /// enough to hide the counter.
 static double probe_arithmetic(size_t iterations) {
@@ -37,7 +73,9 @@ static double probe_arithmetic(size_t iterations) {
     return 2.0 * ELEMENTS_PER_STEP * LMK_LANES * CHAINS * (double)iterations + (s == s ? 0.0 : 1.0);
 }
 
-#if !defined(LMK_TARGET_AVX512_BF16)
+#endif
+
+#if ELEMENTS_PER_STEP == 1
 
 static float probe_read(const float *x, size_t count) {
     f32x16 sum[8];

@@ -19,7 +19,7 @@ extern const lmk_core_kernels core_kernels_generic;
 extern const lmk_core_kernels core_kernels_avx2;
 extern const lmk_core_kernels core_kernels_avx512;
 /// Tile and arithmetic probe only: the rest is AVX-512's.
-extern const lmk_core_kernels core_kernels_avx512_bf16;
+extern const lmk_core_kernels core_kernels_avx512_bf16, core_kernels_amx;
 #elif defined(__aarch64__)
 extern const lmk_core_kernels core_kernels_neon;
 #endif

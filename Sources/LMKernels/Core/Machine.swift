@@ -60,7 +60,7 @@ public enum Machine {
     /// Operations per second of independent multiply-adds in registers, each counted as two.
     ///
     /// - Parameters:
-    ///   - type: `Float` for fused multiply-adds, `BFloat16` for the dot product of pairs.
+    ///   - type: `Float` for fused multiply-adds, `BFloat16` for sums of products of pairs.
     ///   - threads: Threads that work at the same time; 0 is the default of the runtime.
     /// - Returns: nil where the instruction set has no arithmetic on `type`.
     public static func arithmeticPeak<Element: StorageElement>(

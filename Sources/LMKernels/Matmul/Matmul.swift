@@ -60,9 +60,10 @@ public enum Matmul {
     ///
     /// Sums run over blocks of the depth, 512 elements long (1024 for bfloat16 with AVX512-BF16):
     /// a block is one chain of fused multiply-adds in ascending order from zero, and blocks are
-    /// added in order, to what is in c if `accumulate` says so. Results are bitwise the same for
-    /// any number of threads, any strides and any position in a batch, and on every instruction
-    /// set with fused multiply-add, but for bfloat16 with AVX512-BF16.
+    /// added in order, to what is in c if `accumulate` says so. With AMX blocks of bfloat16 are 32
+    /// elements, summed as the processor does it. Results are bitwise the same for any number of
+    /// threads, any strides and any position in a batch, and on every instruction set with fused
+    /// multiply-add, but for bfloat16 with AVX512-BF16 and AMX, which count denormal numbers as 0.
     ///
     /// Costs 2 · batch · rows · columns · depth operations. Elements of c between rows and between
     /// matrices are left alone; c overlaps neither a nor b.

@@ -140,8 +140,8 @@ extension MatmulCase {
         let workspace = Workspace()
         var fused: (set: InstructionSet, c: [Float])?
         try withEachSupportedSet { set throws(KernelError) in
-            // The dot product of bfloat16 takes denormal numbers for 0, makes none, and adds pairs.
-            let addsPairs = set == .avx512bf16 && storage == .bfloat16
+            // Products of bfloat16 pairs take denormal numbers for 0, make none, and add pairs.
+            let addsPairs = storage == .bfloat16 && (set == .avx512bf16 || set == .amx)
             var first: [Float]?
             for threads in threads == 1 ? [1] : [1, threads] {
                 findings.context = "\(set), threads \(threads)"
