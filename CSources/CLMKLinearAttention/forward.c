@@ -30,8 +30,10 @@ static size_t advance_to_stop(const forward_call *call, const forward_unit *u,
                               size_t stop, size_t index) {
     const lmk_linear_attention *const a = call->attention;
     const size_t begin = u->segment.begin;
-    const size_t aligned = begin + (stop - begin) / CHUNK_TOKENS * CHUNK_TOKENS;
-    call->kernels->advance(head, &memory->chunk, done - begin, aligned - begin, memory->state);
+    const size_t chunk_tokens = lmk_forward_chunk(call),
+                 aligned = begin + (stop - begin) / chunk_tokens * chunk_tokens;
+    lmk_forward_advance(call, head, &memory->chunk, memory, done - begin, aligned - begin,
+                        memory->state);
     const float *state = memory->state, *normalizer = memory->chunk.normalizer;
     linear_chunk chunk = memory->chunk;
     if (aligned < stop) {
@@ -41,7 +43,8 @@ static size_t advance_to_stop(const forward_call *call, const forward_unit *u,
         copy(chunk.normalizer, memory->chunk.normalizer, normalizer_floats(a));
         linear_head writer = *head;
         writer.o.data = 0;
-        call->kernels->advance(&writer, &chunk, aligned - begin, stop - begin, memory->other_state);
+        lmk_forward_advance(call, &writer, &chunk, memory, aligned - begin, stop - begin,
+                            memory->other_state);
         state = memory->other_state;
         normalizer = chunk.normalizer;
     }
@@ -65,7 +68,8 @@ static void advance_block(const forward_call *call, const forward_unit *u,
         done = advance_to_stop(call, u, memory, &head, done, stop, index);
         at = stop;
     }
-    call->kernels->advance(&head, &memory->chunk, done - begin, block_end - begin, memory->state);
+    lmk_forward_advance(call, &head, &memory->chunk, memory, done - begin, block_end - begin,
+                        memory->state);
 }
 
 static void run_chunks(const forward_call *call, const forward_unit *unit, unsigned worker) {
@@ -76,6 +80,7 @@ static void run_chunks(const forward_call *call, const forward_unit *unit, unsig
         lmk_forward_import(call, &u, lmk_forward_start(call, &u), &memory);
     }
     const size_t end = unit->segment.end, tokens = call->plan.block_tokens;
+    if (call->tiles) call->tiles->open();
     for (size_t block = unit->segment.begin; block < end; block += tokens) {
         fetch_list list = lmk_forward_fetches(call, unit, block + tokens);
         const size_t share = lmk_divide_up(list.columns, unit->heads);
@@ -86,6 +91,7 @@ static void run_chunks(const forward_call *call, const forward_unit *unit, unsig
                 const size_t capacity = memory.chunk.fetches * (tokens / CHUNK_TOKENS),
                              used = lmk_min(share, capacity);
                 memory.chunk.fetch = memory.fetch;
+                memory.chunk.fetch_count = used;
                 lmk_fetch_next(&list, used, memory.chunk.fetch);
                 for (size_t j = used; j < capacity; j++)
                     memory.chunk.fetch[j] = memory.chunk.no_fetch[0];
@@ -99,6 +105,7 @@ static void run_chunks(const forward_call *call, const forward_unit *unit, unsig
             advance_block(call, &u, &memory, block, lmk_min(block + tokens, end));
         }
     }
+    if (call->tiles) call->tiles->close();
     for (size_t i = 0; unit->segment.is_last && i < unit->heads; i++) {
         const forward_unit u = head_of_unit(unit, i);
         const worker_memory memory = lmk_forward_memory_of_head(call, first, i);
@@ -189,7 +196,7 @@ static void run_unit(void *context, size_t slot, unsigned worker) {
     const lmk_linear_attention *const a = call->attention;
     const forward_unit unit = lmk_forward_unit(call, slot);
     const size_t tokens = tokens_of(a, unit.segment.sequence);
-    if (lmk_forward_is_passed(a, &call->plan, tokens)) {
+    if (lmk_forward_is_passed(call, tokens)) {
         lmk_forward_passes(call, &unit, worker);
         return;
     }
@@ -209,6 +216,7 @@ static void run_unit(void *context, size_t slot, unsigned worker) {
 void lmk_forward_run(forward_call *call, void *workspace) {
     const lmk_linear_attention *const a = call->attention;
     call->kernels = lmk_linear_attention_kernels();
+    call->tiles = lmk_forward_tile_kernels(a);
     call->plan = lmk_linear_plan(a);
     call->worker_floats = lmk_forward_worker_floats(a, &call->plan);
     call->piece_floats = lmk_forward_piece_floats(a);

@@ -5,9 +5,11 @@
 /// figures.
 #define PASSED_TOKENS 4
 
-int lmk_forward_is_passed(const lmk_linear_attention *a, const linear_plan *plan, size_t tokens) {
-    return !a->is_bidirectional && !a->is_normalized && !plan->cuts &&
-           a->form == LMK_LINEAR_ATTENTION_AUTOMATIC && tokens >= PASSED_TOKENS;
+int lmk_forward_is_passed(const forward_call *call, size_t tokens) {
+    const lmk_linear_attention *const a = call->attention;
+    return !a->is_bidirectional && !a->is_normalized && !call->plan.cuts &&
+           a->form == LMK_LINEAR_ATTENTION_AUTOMATIC && tokens >= PASSED_TOKENS &&
+           !lmk_forward_is_tiled(call, tokens);
 }
 
 /// A worker's memory for passes: for each head of a unit its state in slices and what that is to be

@@ -13,7 +13,9 @@ static void run_piece(void *context, size_t slot, unsigned worker) {
         const worker_memory memory = lmk_forward_memory_of_head(call, first, i);
         lmk_forward_import(call, &u, (state_start){0}, &memory);
     }
-    for (size_t t = 0; t < tokens; t += CHUNK_TOKENS) {
+    const size_t chunk_tokens = lmk_forward_chunk(call);
+    if (call->tiles) call->tiles->open();
+    for (size_t t = 0; t < tokens; t += chunk_tokens) {
         for (size_t i = 0; i < unit.heads; i++) {
             const forward_unit u = head_of_unit(&unit, i);
             const linear_head head = lmk_forward_head(call, &u, 0);
@@ -21,12 +23,13 @@ static void run_piece(void *context, size_t slot, unsigned worker) {
             const int is_last = i + 1 == unit.heads;
             const forward_unit after = head_of_unit(&unit, is_last ? 0 : i + 1);
             const linear_head next = lmk_forward_head(call, &after, 0);
-            const size_t next_token = is_last ? t + CHUNK_TOKENS : t;
+            const size_t next_token = is_last ? t + chunk_tokens : t;
             if (next_token < tokens) memory.chunk.near = head_rows(&next, next_token, 0);
-            call->kernels->advance(&head, &memory.chunk, t, lmk_min(t + CHUNK_TOKENS, tokens),
-                                   memory.state);
+            lmk_forward_advance(call, &head, &memory.chunk, &memory, t,
+                                lmk_min(t + chunk_tokens, tokens), memory.state);
         }
     }
+    if (call->tiles) call->tiles->close();
     for (size_t i = 0; i < unit.heads; i++) {
         const forward_unit u = head_of_unit(&unit, i);
         const linear_head head = lmk_forward_head(call, &u, 0);

@@ -15,8 +15,9 @@ static size_t fetch_floats(const lmk_linear_attention *a) {
 }
 
 size_t lmk_forward_worker_floats(const lmk_linear_attention *a, const linear_plan *plan) {
+    linear_tiles tiles;
     return lmk_max(lmk_forward_pass_floats(a, plan),
-                   chunk_floats(a) + fetch_floats(a) +
+                   chunk_floats(a) + fetch_floats(a) + lmk_forward_lay_out_tiles(a, 0, &tiles) +
                        (plan->unit_heads + 1) * worker_state_floats(a));
 }
 
@@ -55,8 +56,11 @@ worker_memory lmk_forward_memory_of_head(const forward_call *call, worker_memory
 worker_memory lmk_forward_memory(const forward_call *call, unsigned worker) {
     const lmk_linear_attention *const a = call->attention;
     float *const memory = call->workers + call->worker_floats * worker,
-                 *const fetch = memory + chunk_floats(a), *const states = fetch + fetch_floats(a);
+                 *const fetch = memory + chunk_floats(a), *const tiles = fetch + fetch_floats(a);
+    linear_tiles layout;
+    float *const states = tiles + lmk_forward_lay_out_tiles(a, tiles, &layout);
     worker_memory result = {
+        .tiles = layout,
         .fetch = (fetch_column *)(void *)fetch,
         .states = states + worker_state_floats(a),
         .other_state = states,

@@ -10,6 +10,8 @@ typedef struct forward_call {
     const lmk_linear_attention *attention;
     const lmk_linear_attention_results *results;
     const linear_attention_kernels *kernels;
+    /// Null: chunks of 16 tokens, without tiles.
+    const linear_tile_kernels *tiles;
     linear_plan plan;
     /// Memory of each worker: a chunk, the states of a unit's heads with their normalisers, and one
     /// more.
@@ -30,6 +32,7 @@ typedef struct forward_unit {
 /// A worker's memory while it works on a head of its unit: the normaliser lies behind the state.
 typedef struct worker_memory {
     linear_chunk chunk;
+    linear_tiles tiles;
     fetch_column *fetch;
     /// Of the unit's heads, of this one, and one more.
     float *states, *state, *other_state;
@@ -104,12 +107,30 @@ fetch_list lmk_forward_fetches(const forward_call *call, const forward_unit *uni
 // Several tokens in each pass over a state: forward_passes.c.
 
 /// Whether a sequence is computed so: not where a normaliser is to be kept, nor where its segments
-/// are computed side by side.
-int lmk_forward_is_passed(const lmk_linear_attention *a, const linear_plan *plan, size_t tokens);
+/// are computed side by side or tiles are faster.
+int lmk_forward_is_passed(const forward_call *call, size_t tokens);
 /// Floats of a worker's memory.
 size_t lmk_forward_pass_floats(const lmk_linear_attention *a, const linear_plan *plan);
 /// The heads of a unit in turn, block by block.
 void lmk_forward_passes(const forward_call *call, const forward_unit *unit, unsigned worker);
+
+// Chunks on tiles: forward_tiles.c.
+
+/// Whether what is asked for can be computed so, and the kernels where this CPU can do it too.
+int lmk_forward_fits_tiles(const lmk_linear_attention *a);
+const linear_tile_kernels *lmk_forward_tile_kernels(const lmk_linear_attention *a);
+/// Whether a sequence of this length is computed so.
+int lmk_forward_is_tiled(const forward_call *call, size_t tokens);
+/// Lays out what they have in memory; without memory only counts. Returns the floats that it takes.
+size_t lmk_forward_lay_out_tiles(const lmk_linear_attention *a, float *memory, linear_tiles *to);
+/// Takes tokens begin ..< end into the state by chunks, on tiles or not; begin is a multiple of
+/// lmk_forward_chunk.
+void lmk_forward_advance(const forward_call *call, const linear_head *head,
+                         const linear_chunk *chunk, const worker_memory *memory, size_t begin,
+                         size_t end, float *state);
+static inline size_t lmk_forward_chunk(const forward_call *call) {
+    return call->tiles ? TILE_TOKENS : CHUNK_TOKENS;
+}
 
 // Segments of long sequences: forward_segments.c.
 

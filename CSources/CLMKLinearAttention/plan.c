@@ -83,7 +83,7 @@ void lmk_linear_cut(const lmk_linear_attention *a, size_t pieces, linear_plan *p
     if (longest < 2 * SEGMENT_TOKENS) return;
     const size_t wanted = lmk_divide_up(longest, WANTED_PIECES / pieces);
     plan->cuts = 1;
-    plan->segment_tokens = lmk_round_up(lmk_max(wanted, SEGMENT_TOKENS), CHUNK_TOKENS);
+    plan->segment_tokens = lmk_round_up(lmk_max(wanted, SEGMENT_TOKENS), BLOCK_TOKENS);
     plan->segments = 0;
     for (size_t n = 0; n < sequences; n++) {
         plan->first_segment[n] = plan->segments;
@@ -117,6 +117,8 @@ linear_plan lmk_linear_plan(const lmk_linear_attention *a) {
         plan.unit_heads * lmk_dtype_size(a->dtype) * 2 * (a->key_dim + a->value_dim);
     plan.block_tokens =
         lmk_min(BLOCK_TOKENS, lmk_round_up(BLOCK_BYTES / token_bytes + 1, CHUNK_TOKENS));
+    // Chunks on tiles take as many.
+    if (a->dtype == LMK_BFLOAT16) plan.block_tokens = BLOCK_TOKENS;
     const size_t group_slices = lmk_divide_up(slices, plan.groups);
     plan.group_columns = VALUE_SLICE * group_slices;
     plan.groups = lmk_divide_up(slices, group_slices);

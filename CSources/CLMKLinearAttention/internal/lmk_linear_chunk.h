@@ -96,6 +96,8 @@ typedef struct linear_chunk {
     /// tile, which are `fetches` for each chunk at most; null: nothing. As many for one chunk that
     /// do no harm.
     fetch_column *fetch, *no_fetch;
+    /// Those of `fetch` that do something.
+    size_t fetch_count;
     /// What is read next: it is brought into L1 meanwhile.
     near_rows near;
     size_t fetches;

@@ -7,6 +7,14 @@
 LMK_INLINE i32x16 is_lane(int i) { return lane_numbers() == (i32x16)i; }
 LMK_INLINE i32x16 is_before(int i) { return lane_numbers() < (i32x16)i; }
 
+/// exp(log_decay) of each token, 1 for those that are not there.
+LMK_INLINE void load_token_decays(const linear_head *head, size_t begin, size_t count, float *decay) {
+    float logarithms[CHUNK_TOKENS] = {0};
+    for (size_t i = 0; i < count; i++)
+        logarithms[i] = head->log_decay[head->log_decay_stride * (begin + i)];
+    store(decay, vexp(load(logarithms)));
+}
+
 /// Panels with each token's row multiplied with its factor.
 static void scale_rows(const float *x, const float *factors, size_t panels, float *to) {
     for (size_t p = 0; p < panels; p++, x += PANEL, to += PANEL) {

@@ -110,6 +110,25 @@ static void store_panels(const token_rows_out *x, size_t begin, size_t count, co
     }
 }
 
+/// Panels of values that are taken together: two lines of a row. More at a time were slower where
+/// the rows come from memory.
+#define VALUE_PANELS 2
+
+/// Columns from panel `column` on, VALUE_PANELS panels at most.
+LMK_INLINE token_rows some_columns(token_rows x, size_t column) {
+    const size_t at = LMK_LANES * column;
+    x.data = (const char *)x.data + dtype_bytes(x.dtype) * at;
+    x.width = lmk_min(x.width - at, LMK_LANES * VALUE_PANELS);
+    return x;
+}
+
+LMK_INLINE token_rows_out some_columns_out(token_rows_out x, size_t column) {
+    const size_t at = LMK_LANES * column;
+    x.data = (char *)x.data + dtype_bytes(x.dtype) * at;
+    x.width = lmk_min(x.width - at, LMK_LANES * VALUE_PANELS);
+    return x;
+}
+
 /// Most columns of lines that are brought into L1 during a chunk.
 #define NEAR_COLUMNS 64
 

@@ -22,25 +22,6 @@ static void write_normalizer(const linear_chunk *c, int has_decay) {
     }
 }
 
-/// Panels of values that are taken together: two lines of a row. More at a time were slower where
-/// the rows come from memory.
-#define VALUE_PANELS 2
-
-/// Columns from panel `column` on, VALUE_PANELS panels at most.
-LMK_INLINE token_rows some_columns(token_rows x, size_t column) {
-    const size_t at = LMK_LANES * column;
-    x.data = (const char *)x.data + dtype_bytes(x.dtype) * at;
-    x.width = lmk_min(x.width - at, LMK_LANES * VALUE_PANELS);
-    return x;
-}
-
-LMK_INLINE token_rows_out some_columns_out(token_rows_out x, size_t column) {
-    const size_t at = LMK_LANES * column;
-    x.data = (char *)x.data + dtype_bytes(x.dtype) * at;
-    x.width = lmk_min(x.width - at, LMK_LANES * VALUE_PANELS);
-    return x;
-}
-
 /// Brings the first `nears` columns of `near` into L1 meanwhile. Returns what is left to be fetched
 /// into L2.
 static const fetch_column *advance_chunk(const linear_head *head, const linear_chunk *c,

@@ -1,14 +1,6 @@
 // A chunk before it meets a state. Included inside a region.
 
-/// exp(log_decay) of each token, 1 for those that are not there.
-static void load_token_decays(const linear_head *head, size_t begin, size_t count, float *decay) {
-    float logarithms[CHUNK_TOKENS] = {0};
-    for (size_t i = 0; i < count; i++)
-        logarithms[i] = head->log_decay[head->log_decay_stride * (begin + i)];
-    store(decay, vexp(load(logarithms)));
-}
-
-/// The same per key, in panels, up to `tokens` of them.
+/// exp(log_decay) per key, in panels, up to `tokens` tokens.
 static void load_key_decays(const linear_head *head, size_t begin, size_t count, size_t tokens,
                             float *decay) {
     const size_t key_dim = head->k.width, panels = panels_of(key_dim);

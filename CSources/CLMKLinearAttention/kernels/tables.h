@@ -75,10 +75,43 @@ typedef struct linear_attention_kernels {
                     size_t columns, float *to);
 } linear_attention_kernels;
 
+/// Tokens of a chunk on tiles, and bytes of one.
+#define TILE_TOKENS ((size_t)64)
+#define TILE_SUMS (TILE_TOKENS * TILE_TOKENS + 64)
+
+/// What chunks of bfloat16 on tiles have in memory: factors of products in tiles of 1 KB.
+typedef struct linear_tiles {
+    /// Of 64 tokens: decays; what their keys and queries are multiplied with; the decays from the
+    /// chunk's start on, and those to its end times the factor of the key.
+    float *decay, *keys, *queries, *read, *write;
+    /// q, and k as it meets q and as it meets v.
+    uint16_t *queries_left, *keys_right, *keys_high, *keys_low;
+    /// P.
+    uint16_t *pairs_high, *pairs_low;
+    /// Of 32 columns: v, the state, and the state with the chunk's decay, in panels.
+    uint16_t *values_right, *state_high, *state_low;
+    float *state;
+    /// What products make, TILE_SUMS of it.
+    float *sums;
+    /// What is brought into L2 meanwhile.
+    const fetch_column *fetch, *fetch_end;
+} linear_tiles;
+
+/// Products of bfloat16 on tiles. What they hold is lost between `close` and `open`.
+typedef struct linear_tile_kernels {
+    void (*open)(void);
+    void (*close)(void);
+    /// As `advance` of linear_attention_kernels, for q, k and v of bfloat16 and decays that
+    /// dimensions share, without normaliser; begin is a multiple of 64.
+    void (*advance)(const linear_head *head, const linear_chunk *chunk, linear_tiles *tiles,
+                    size_t begin, size_t end, float *state);
+} linear_tile_kernels;
+
 extern const linear_attention_kernels linear_attention_kernels_generic;
 #if defined(__x86_64__)
 extern const linear_attention_kernels linear_attention_kernels_avx2;
 extern const linear_attention_kernels linear_attention_kernels_avx512;
+extern const linear_tile_kernels linear_tile_kernels_amx;
 #elif defined(__aarch64__)
 extern const linear_attention_kernels linear_attention_kernels_neon;
 #endif

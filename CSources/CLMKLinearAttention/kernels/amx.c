@@ -1,0 +1,24 @@
+#include "tables.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+// Of what is included here only some is used.
+#pragma clang diagnostic ignored "-Wunused-function"
+
+#define LMK_TARGET_AMX
+#include "lmk_begin.h"
+#include "lmk_half.h"
+#include "lmk_math.h"
+#include "lmk_transpose.h"
+#include "lmk_token_rows.h"
+#include "lmk_state_products.h"
+#include "lmk_token_decay.h"
+#include "tiles.h"
+
+const linear_tile_kernels linear_tile_kernels_amx = {
+    .open = open_tiles, .close = close_tiles, .advance = advance_tiles};
+
+#include "lmk_end.h"
+
+#endif
