@@ -80,7 +80,7 @@ static void run_chunks(const forward_call *call, const forward_unit *unit, unsig
         lmk_forward_import(call, &u, lmk_forward_start(call, &u), &memory);
     }
     const size_t end = unit->segment.end, tokens = call->plan.block_tokens;
-    if (call->tiles) call->tiles->open();
+    if (call->tiles) call->tiles->begin();
     for (size_t block = unit->segment.begin; block < end; block += tokens) {
         fetch_list list = lmk_forward_fetches(call, unit, block + tokens);
         const size_t share = lmk_divide_up(list.columns, unit->heads);
@@ -105,7 +105,7 @@ static void run_chunks(const forward_call *call, const forward_unit *unit, unsig
             advance_block(call, &u, &memory, block, lmk_min(block + tokens, end));
         }
     }
-    if (call->tiles) call->tiles->close();
+    if (call->tiles) call->tiles->end();
     for (size_t i = 0; unit->segment.is_last && i < unit->heads; i++) {
         const forward_unit u = head_of_unit(unit, i);
         const worker_memory memory = lmk_forward_memory_of_head(call, first, i);

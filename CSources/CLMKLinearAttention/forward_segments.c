@@ -14,7 +14,7 @@ static void run_piece(void *context, size_t slot, unsigned worker) {
         lmk_forward_import(call, &u, (state_start){0}, &memory);
     }
     const size_t chunk_tokens = lmk_forward_chunk(call);
-    if (call->tiles) call->tiles->open();
+    if (call->tiles) call->tiles->begin();
     for (size_t t = 0; t < tokens; t += chunk_tokens) {
         for (size_t i = 0; i < unit.heads; i++) {
             const forward_unit u = head_of_unit(&unit, i);
@@ -29,7 +29,7 @@ static void run_piece(void *context, size_t slot, unsigned worker) {
                                 lmk_min(t + chunk_tokens, tokens), memory.state);
         }
     }
-    if (call->tiles) call->tiles->close();
+    if (call->tiles) call->tiles->end();
     for (size_t i = 0; i < unit.heads; i++) {
         const forward_unit u = head_of_unit(&unit, i);
         const linear_head head = lmk_forward_head(call, &u, 0);

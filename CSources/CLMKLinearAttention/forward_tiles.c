@@ -67,8 +67,8 @@ void lmk_forward_advance(const forward_call *call, const linear_head *head,
                          size_t end, float *state) {
     if (call->tiles) {
         linear_tiles tiles = memory->tiles;
-        tiles.fetch = chunk->fetch;
-        tiles.fetch_end = chunk->fetch ? chunk->fetch + chunk->fetch_count : 0;
+        if (chunk->fetch)
+            tiles.fetch = (fetch_run){chunk->fetch, chunk->fetch + chunk->fetch_count};
         call->tiles->advance(head, chunk, &tiles, begin, end, state);
     } else {
         call->kernels->advance(head, chunk, begin, end, state);

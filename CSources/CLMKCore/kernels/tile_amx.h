@@ -16,21 +16,8 @@
 // while they pass by.
 #define STEPS_AT_ONCE 256
 
+#include "lmk_tile_registers.h"
 #include "pack.h"
-
-/// Every register is 16 rows of 64 bytes.
-static void begin_tiles(void) {
-    static const struct {
-        uint8_t palette, start_row, reserved[14];
-        uint16_t row_bytes[16];
-        uint8_t rows[16];
-    } config = {.palette = 1,
-                .row_bytes = {64, 64, 64, 64, 64, 64, 64, 64},
-                .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
-    _tile_loadconfig(&config);
-}
-
-static void end_tiles(void) { _tile_release(); }
 
 // ---- Strips
 
@@ -190,7 +177,7 @@ LMK_INLINE void pack_rows_copied(float *panel, const lmk_operand *operand, size_
             const size_t at = (step + k) * ELEMENTS_PER_STEP, count = elements_from(at, x.depth);
             float *const to = panel + k / STEP_UNIT * GROUP_FLOATS + row * ROW_FLOATS;
             const char *from = (const char *)x.data + 2 * (x.stride * (lane + row) + at);
-            if (row + ROWS <= present && count >= STEP_UNIT * ELEMENTS_PER_STEP) {
+            if (!x.index && row + ROWS <= present && count >= STEP_UNIT * ELEMENTS_PER_STEP) {
                 LMK_UNROLL
                 for (size_t i = 0; i < ROWS; i++, from += 2 * x.stride) {
                     __builtin_prefetch(from + next_rows);
@@ -200,6 +187,8 @@ LMK_INLINE void pack_rows_copied(float *panel, const lmk_operand *operand, size_
             }
             for (size_t i = 0; i < ROWS; i++, from += 2 * x.stride) {
                 const int is_there = row + i < present && count > 0;
+                if (is_there && x.index)
+                    from = (const char *)x.data + 2 * (x.stride * x.index[lane + row + i] + at);
                 store(to + i * ROW_FLOATS,
                       is_there ? load_steps(from, LMK_BFLOAT16, count) : splat(0));
             }
@@ -218,10 +207,13 @@ LMK_INLINE void pack_rows_transposed(float *panel, const lmk_operand *operand, s
             LMK_UNROLL
             for (size_t i = 0; i < TRANSPOSE_LANES; i++) {
                 const size_t at = (step + k + i) * ELEMENTS_PER_STEP;
-                const char *const from = (const char *)x.data + row_bytes * at + 2 * (lane + row);
-                pairs[i] = at >= x.depth ? splat(0)
-                                         : load_lanes(from, at + 1 < x.depth ? from + row_bytes : 0,
-                                                      LMK_BFLOAT16, x.lanes - lane - row);
+                pairs[i] = splat(0);
+                if (at >= x.depth) continue;
+                const char *const lanes = (const char *)x.data + 2 * (lane + row), *next = 0;
+                const char *const from = lanes + row_bytes * (x.index ? x.index[at] : at);
+                if (at + 1 < x.depth)
+                    next = lanes + row_bytes * (x.index ? x.index[at + 1] : at + 1);
+                pairs[i] = load_lanes(from, next, LMK_BFLOAT16, x.lanes - lane - row);
             }
             transpose_lanes(pairs, TRANSPOSE_LANES,
                             panel + k / STEP_UNIT * GROUP_FLOATS + row * ROW_FLOATS + k % STEP_UNIT,

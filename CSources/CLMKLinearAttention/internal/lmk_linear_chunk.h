@@ -61,6 +61,11 @@ typedef struct fetch_column {
     size_t stride;
 } fetch_column;
 
+/// Columns that are fetched one after the other.
+typedef struct fetch_run {
+    const fetch_column *next, *end;
+} fetch_run;
+
 /// Rows of 16 tokens from `token` on.
 typedef struct near_rows {
     token_rows rows[5];

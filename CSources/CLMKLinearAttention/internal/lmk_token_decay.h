@@ -8,7 +8,8 @@ LMK_INLINE i32x16 is_lane(int i) { return lane_numbers() == (i32x16)i; }
 LMK_INLINE i32x16 is_before(int i) { return lane_numbers() < (i32x16)i; }
 
 /// exp(log_decay) of each token, 1 for those that are not there.
-LMK_INLINE void load_token_decays(const linear_head *head, size_t begin, size_t count, float *decay) {
+LMK_INLINE void load_token_decays(const linear_head *head, size_t begin, size_t count,
+                                  float *decay) {
     float logarithms[CHUNK_TOKENS] = {0};
     for (size_t i = 0; i < count; i++)
         logarithms[i] = head->log_decay[head->log_decay_stride * (begin + i)];

@@ -14,10 +14,12 @@
 #include "lmk_token_rows.h"
 #include "lmk_state_products.h"
 #include "lmk_token_decay.h"
+#include "lmk_tile_registers.h"
+#include "lmk_tile_factors.h"
 #include "tiles.h"
 
 const linear_tile_kernels linear_tile_kernels_amx = {
-    .open = open_tiles, .close = close_tiles, .advance = advance_tiles};
+    .begin = begin_tiles, .end = end_tiles, .advance = advance_tiles};
 
 #include "lmk_end.h"
 

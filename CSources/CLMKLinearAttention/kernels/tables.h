@@ -94,13 +94,13 @@ typedef struct linear_tiles {
     /// What products make, TILE_SUMS of it.
     float *sums;
     /// What is brought into L2 meanwhile.
-    const fetch_column *fetch, *fetch_end;
+    fetch_run fetch;
 } linear_tiles;
 
-/// Products of bfloat16 on tiles. What they hold is lost between `close` and `open`.
+/// Products of bfloat16 on tiles. What they hold is lost between `end` and `begin`.
 typedef struct linear_tile_kernels {
-    void (*open)(void);
-    void (*close)(void);
+    void (*begin)(void);
+    void (*end)(void);
     /// As `advance` of linear_attention_kernels, for q, k and v of bfloat16 and decays that
     /// dimensions share, without normaliser; begin is a multiple of 64.
     void (*advance)(const linear_head *head, const linear_chunk *chunk, linear_tiles *tiles,
