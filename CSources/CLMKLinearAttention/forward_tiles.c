@@ -30,36 +30,7 @@ int lmk_forward_is_tiled(const forward_call *call, size_t tokens) {
 
 size_t lmk_forward_lay_out_tiles(const lmk_linear_attention *a, float *memory, linear_tiles *to) {
     *to = (linear_tiles){0};
-    if (!lmk_forward_fits_tiles(a)) return 0;
-    // In floats: two factors each.
-    const size_t keys = lmk_round_up(a->key_dim, 32), rows = TILE_TOKENS * keys / 2,
-                 pairs = TILE_TOKENS * TILE_TOKENS / 2, columns = SLICE_COLUMNS;
-    float *factors[9];
-    const matrix_part parts[] = {
-        {&to->decay, TILE_TOKENS},
-        {&to->keys, TILE_TOKENS},
-        {&to->queries, TILE_TOKENS},
-        {&to->read, TILE_TOKENS},
-        {&to->write, TILE_TOKENS},
-        {&to->state, columns * keys},
-        {&to->sums, TILE_SUMS},
-        {&factors[0], rows},
-        {&factors[1], rows},
-        {&factors[2], rows},
-        {&factors[3], rows},
-        {&factors[4], pairs},
-        {&factors[5], pairs},
-        {&factors[6], TILE_TOKENS * columns / 2},
-        {&factors[7], keys * columns / 2},
-        {&factors[8], keys * columns / 2},
-    };
-    const size_t floats = lmk_linear_lay_out(parts, sizeof parts / sizeof *parts, memory);
-    uint16_t **const places[] = {&to->queries_left, &to->keys_right, &to->keys_high,
-                                 &to->keys_low,     &to->pairs_high, &to->pairs_low,
-                                 &to->values_right, &to->state_high, &to->state_low};
-    for (size_t i = 0; i < sizeof places / sizeof *places; i++)
-        *places[i] = (uint16_t *)(void *)factors[i];
-    return spaced(floats);
+    return lmk_forward_fits_tiles(a) ? spaced(lmk_linear_lay_out_tiles(a->key_dim, memory, to)) : 0;
 }
 
 void lmk_forward_advance(const forward_call *call, const linear_head *head,

@@ -64,6 +64,39 @@ size_t lmk_linear_chunk_layout(const lmk_linear_attention *a, float *memory, lin
     return floats;
 }
 
+size_t lmk_linear_lay_out_tiles(size_t key_dim, float *memory, linear_tiles *to) {
+    *to = (linear_tiles){0};
+    // In floats: two factors each.
+    const size_t keys = lmk_round_up(key_dim, 32), rows = TILE_TOKENS * keys / 2,
+                 pairs = TILE_TOKENS * TILE_TOKENS / 2, columns = SLICE_COLUMNS;
+    float *factors[9];
+    const matrix_part parts[] = {
+        {&to->decay, TILE_TOKENS},
+        {&to->keys, TILE_TOKENS},
+        {&to->queries, TILE_TOKENS},
+        {&to->read, TILE_TOKENS},
+        {&to->write, TILE_TOKENS},
+        {&to->state, columns * keys},
+        {&to->sums, TILE_SUMS},
+        {&factors[0], rows},
+        {&factors[1], rows},
+        {&factors[2], rows},
+        {&factors[3], rows},
+        {&factors[4], pairs},
+        {&factors[5], pairs},
+        {&factors[6], TILE_TOKENS * columns / 2},
+        {&factors[7], keys * columns / 2},
+        {&factors[8], keys * columns / 2},
+    };
+    const size_t floats = lmk_linear_lay_out(parts, sizeof parts / sizeof *parts, memory);
+    uint16_t **const places[] = {&to->queries_left, &to->keys_right, &to->keys_high,
+                                 &to->keys_low,     &to->pairs_high, &to->pairs_low,
+                                 &to->values_right, &to->state_high, &to->state_low};
+    for (size_t i = 0; i < sizeof places / sizeof *places; i++)
+        *places[i] = (uint16_t *)(void *)factors[i];
+    return floats;
+}
+
 size_t lmk_linear_fetch_floats(const lmk_linear_attention *a) {
     return fetch_floats(BLOCK_TOKENS / CHUNK_TOKENS * fetches_of(a));
 }

@@ -33,6 +33,8 @@ size_t lmk_linear_lay_out(const matrix_part *parts, size_t count, float *memory)
 /// Lays out a chunk's matrices for forward; without memory only counts. Returns the floats that
 /// they take.
 size_t lmk_linear_chunk_layout(const lmk_linear_attention *a, float *memory, linear_chunk *chunk);
+/// The same for a chunk on tiles.
+size_t lmk_linear_lay_out_tiles(size_t key_dim, float *memory, linear_tiles *to);
 /// Floats of what is fetched during a block.
 size_t lmk_linear_fetch_floats(const lmk_linear_attention *a);
 

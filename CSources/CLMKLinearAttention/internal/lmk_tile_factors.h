@@ -34,11 +34,13 @@ LMK_INLINE void add_tile_products(factor_tiles a, factor_tiles b, size_t steps, 
     }
 }
 
-/// The same for a factor in two parts, or one where `low` has no data.
-LMK_INLINE void add_tile_parts(factor_tiles high, factor_tiles low, factor_tiles b, size_t steps,
-                               int tall, int wide) {
-    add_tile_products(high, b, steps, tall, wide);
-    if (low.data) add_tile_products(low, b, steps, tall, wide);
+/// The same for factors in two parts, or one where `low` has no data: without the product of both
+/// low parts.
+LMK_INLINE void add_tile_parts(factor_tiles a, factor_tiles a_low, factor_tiles b,
+                               factor_tiles b_low, size_t steps, int tall, int wide) {
+    add_tile_products(a, b, steps, tall, wide);
+    if (a_low.data) add_tile_products(a_low, b, steps, tall, wide);
+    if (b_low.data) add_tile_products(a, b_low, steps, tall, wide);
 }
 
 LMK_INLINE void zero_sums(void) {

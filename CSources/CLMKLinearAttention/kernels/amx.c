@@ -16,6 +16,7 @@
 #include "lmk_token_decay.h"
 #include "lmk_tile_registers.h"
 #include "lmk_tile_factors.h"
+#include "lmk_tile_chunk.h"
 #include "tiles.h"
 
 const linear_tile_kernels linear_tile_kernels_amx = {

@@ -75,28 +75,6 @@ typedef struct linear_attention_kernels {
                     size_t columns, float *to);
 } linear_attention_kernels;
 
-/// Tokens of a chunk on tiles, and bytes of one.
-#define TILE_TOKENS ((size_t)64)
-#define TILE_SUMS (TILE_TOKENS * TILE_TOKENS + 64)
-
-/// What chunks of bfloat16 on tiles have in memory: factors of products in tiles of 1 KB.
-typedef struct linear_tiles {
-    /// Of 64 tokens: decays; what their keys and queries are multiplied with; the decays from the
-    /// chunk's start on, and those to its end times the factor of the key.
-    float *decay, *keys, *queries, *read, *write;
-    /// q, and k as it meets q and as it meets v.
-    uint16_t *queries_left, *keys_right, *keys_high, *keys_low;
-    /// P.
-    uint16_t *pairs_high, *pairs_low;
-    /// Of 32 columns: v, the state, and the state with the chunk's decay, in panels.
-    uint16_t *values_right, *state_high, *state_low;
-    float *state;
-    /// What products make, TILE_SUMS of it.
-    float *sums;
-    /// What is brought into L2 meanwhile.
-    fetch_run fetch;
-} linear_tiles;
-
 /// Products of bfloat16 on tiles. What they hold is lost between `end` and `begin`.
 typedef struct linear_tile_kernels {
     void (*begin)(void);
