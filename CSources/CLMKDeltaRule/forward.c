@@ -9,6 +9,8 @@ typedef struct forward_call {
     const lmk_delta_rule *rule;
     const lmk_delta_rule_results *results;
     const delta_rule_kernels *kernels;
+    /// Null: chunks of 16 steps, without tiles.
+    const delta_tile_kernels *tiles;
     linear_plan plan;
     size_t block_tokens;
     float *workers;
@@ -25,8 +27,9 @@ typedef struct forward_unit {
 typedef struct worker_memory {
     delta_memory steps;
     float *fetch, *states, *scales, *carries;
-    /// Of the chunked form: a chunk, and another state.
+    /// Of the chunked form: a chunk, the same on tiles, and another state.
     delta_chunk chunk;
+    delta_tiles tiles;
     float *other_state;
 } worker_memory;
 
@@ -44,16 +47,72 @@ static size_t fetches_of(const forward_call *call) {
     return lmk_divide_up(steps, GROUP_STEPS) * panels_of(call->plan.group_columns);
 }
 
-static int is_chunked(const lmk_delta_rule *r) { return r->form == LMK_DELTA_RULE_CHUNKED; }
+/// Steps from which chunks on tiles are faster than passes; CONTRIBUTING.md has the figures.
+#define TILED_STEPS 32
+
+/// Whether what is asked for can be computed on tiles, and the kernels where this CPU can do it
+/// too.
+static int fits_tiles(const lmk_delta_rule *r) {
+#if defined(__x86_64__)
+    return r->dtype == LMK_BFLOAT16 && r->decay != LMK_DECAY_KEY && !r->a &&
+           r->form != LMK_DELTA_RULE_RECURRENT;
+#else
+    (void)r;
+    return 0;
+#endif
+}
+
+static const delta_tile_kernels *tile_kernels(const lmk_delta_rule *r) {
+#if defined(__x86_64__)
+    if (fits_tiles(r) && lmk_cpu_isa() == LMK_ISA_AMX) return &delta_tile_kernels_amx;
+#else
+    (void)r;
+#endif
+    return 0;
+}
+
+/// Whether a sequence of this length is computed in chunks.
+static int is_chunked(const forward_call *call, size_t tokens) {
+    const lmk_delta_rule *const r = call->rule;
+    if (r->form == LMK_DELTA_RULE_AUTOMATIC)
+        return call->tiles && lmk_divide_up(TILED_STEPS, r->steps) <= tokens;
+    return r->form == LMK_DELTA_RULE_CHUNKED;
+}
+
+static size_t tiles_layout(const lmk_delta_rule *r, float *memory, delta_tiles *to) {
+    *to = (delta_tiles){0};
+    if (!fits_tiles(r)) return 0;
+    const size_t shared = lmk_linear_lay_out_tiles(r->key_dim, memory, &to->products),
+                 rows = TILE_TOKENS * lmk_round_up(r->key_dim, 32) / 2,
+                 pairs = TILE_TOKENS * TILE_TOKENS / 2;
+    float *factors[4];
+    const matrix_part parts[] = {
+        {&factors[0], TILE_TOKENS * SLICE_COLUMNS / 2},
+        {&factors[1], rows},
+        {&factors[2], pairs},
+        {&factors[3], pairs},
+        {&to->rates, TILE_TOKENS},
+        {&to->own_pairs, TILE_TOKENS * CHUNK_TOKENS},
+        {&to->reads, TILE_TOKENS * SLICE_COLUMNS},
+        {&to->met, CHUNK_TOKENS * SLICE_COLUMNS},
+    };
+    const size_t floats =
+        lmk_linear_lay_out(parts, sizeof parts / sizeof *parts, memory ? memory + shared : 0);
+    uint16_t **const places[] = {&to->values_low, &to->keys_left, &to->met_high, &to->met_low};
+    for (size_t i = 0; i < sizeof places / sizeof *places; i++)
+        *places[i] = (uint16_t *)(void *)factors[i];
+    return shared + floats;
+}
 
 static size_t worker_layout(const forward_call *call, float *memory, worker_memory *to) {
     const lmk_delta_rule *const r = call->rule;
     const size_t columns = lmk_min(call->plan.group_columns, r->value_dim),
                  state = PANEL * panels_of(r->key_dim) * panels_of(columns),
-                 chunked = is_chunked(r) ? 1 : 0;
+                 chunked = r->form == LMK_DELTA_RULE_CHUNKED || fits_tiles(r) ? 1 : 0;
     size_t steps = lmk_delta_memory_layout(r, memory, &to->steps);
     if (chunked)
         steps += lmk_delta_chunk_layout(r, columns, 0, memory ? memory + steps : 0, &to->chunk);
+    steps += tiles_layout(r, memory ? memory + steps : 0, &to->tiles);
     const matrix_part parts[] = {
         {&to->fetch, lmk_round_up(sizeof(fetch_column) * fetches_of(call), 64) / sizeof(float)},
         {&to->states, call->plan.unit_heads * lmk_max(slice_floats(r, columns), chunked * state)},
@@ -76,6 +135,8 @@ static forward_call plan_of(const lmk_delta_rule *r) {
                                (counted_steps(r) + 1) * (r->key_dim + r->value_dim);
     call.block_tokens =
         lmk_min(BLOCK_TOKENS, lmk_round_up(BLOCK_BYTES / token_bytes + 1, CHUNK_TOKENS));
+    // Whole chunks.
+    if (fits_tiles(r)) call.block_tokens = BLOCK_TOKENS;
     worker_memory memory;
     call.worker_floats = lmk_round_up(worker_layout(&call, 0, &memory), 32);
     return call;
@@ -228,42 +289,71 @@ static void run_blocks(const forward_call *call, const forward_unit *u, worker_m
     }
 }
 
-/// A head after the other, in chunks. Where a state is kept inside one, a copy of it goes the rest
-/// of the way, so that no result depends on the stride.
-static void run_chunks(const forward_call *call, const forward_unit *u, worker_memory *memory) {
+/// Chunks of steps begin ..< end of a head. Where a state is kept inside one, a copy of it goes the
+/// rest of the way, so that no result depends on the stride.
+static void advance_chunks(const forward_call *call, const forward_unit *u, worker_memory *memory,
+                           size_t i, size_t before, size_t begin, size_t end) {
     const lmk_delta_rule *const r = call->rule;
     const lmk_delta_rule_results *const results = call->results;
     const delta_rule_kernels *const kernels = call->kernels;
-    const size_t size = r->key_dim * r->value_dim, steps = r->steps * u->tokens,
-                 floats = PANEL * panels_of(r->key_dim) * panels_of(u->columns);
-    const size_t before = results->states ? kept_before(call, u) : 0;
-    float *const state = memory->states;
-    for (size_t i = 0; i < u->heads; i++) {
-        const delta_head head = head_of(call, u, i);
-        delta_head writer = head;
-        writer.rows.o.data = 0;
-        kernels->import_panels(r->initial_state ? r->initial_state + state_at(r, u, i) : 0,
-                               r->value_dim, r->key_dim, u->columns, state);
-        const size_t stops = results->states ? u->tokens / results->state_stride : 0;
-        size_t kept = 0;
-        for (size_t step = 0; step < steps; step += CHUNK_TOKENS) {
-            const size_t end = lmk_min(step + CHUNK_TOKENS, steps);
-            for (; kept < stops; kept++) {
-                const size_t stop = r->steps * results->state_stride * (kept + 1);
-                if (stop > end) break;
-                for (size_t n = 0; n < floats; n++) memory->other_state[n] = state[n];
-                kernels->advance_chunk(&writer, &memory->chunk, step, stop - step,
-                                       memory->other_state);
-                kernels->export_panels(memory->other_state, r->value_dim, r->key_dim, u->columns,
-                                       results->states +
-                                           size * (r->heads * (before + kept) + u->head + i) +
-                                           u->column);
-            }
-            kernels->advance_chunk(&head, &memory->chunk, step, end - step, state);
+    const size_t size = r->key_dim * r->value_dim,
+                 floats = PANEL * panels_of(r->key_dim) * panels_of(u->columns),
+                 chunk_steps = call->tiles ? TILE_TOKENS : CHUNK_TOKENS;
+    const delta_head head = head_of(call, u, i);
+    delta_head writer = head;
+    writer.rows.o.data = 0;
+    float *const state = memory->states + floats * i;
+#define ADVANCE(HEAD, BEGIN, COUNT, STATE)                                                         \
+    if (call->tiles)                                                                               \
+        call->tiles->advance_chunk(HEAD, &memory->chunk, &memory->tiles, BEGIN, COUNT, STATE);     \
+    else kernels->advance_chunk(HEAD, &memory->chunk, BEGIN, COUNT, STATE)
+    for (size_t step = begin; step < end; step += chunk_steps) {
+        const size_t chunk_end = lmk_min(step + chunk_steps, end);
+        // Tokens that end in the chunk are tokens of the sequence: no overflow.
+        for (size_t token = step / r->steps + 1; results->states && token <= chunk_end / r->steps;
+             token++) {
+            if (token % results->state_stride != 0) continue;
+            const size_t kept = before + token / results->state_stride - 1;
+            for (size_t n = 0; n < floats; n++) memory->other_state[n] = state[n];
+            ADVANCE(&writer, step, r->steps * token - step, memory->other_state);
+            kernels->export_panels(memory->other_state, r->value_dim, r->key_dim, u->columns,
+                                   results->states + size * (r->heads * kept + u->head + i) +
+                                       u->column);
         }
-        if (!results->final_state) continue;
-        kernels->export_panels(state, r->value_dim, r->key_dim, u->columns,
-                               results->final_state + state_at(r, u, i));
+        ADVANCE(&head, step, chunk_end - step, state);
+    }
+#undef ADVANCE
+}
+
+/// Heads in turn, block by block, in chunks.
+static void run_chunks(const forward_call *call, const forward_unit *u, worker_memory *memory) {
+    const lmk_delta_rule *const r = call->rule;
+    const lmk_delta_rule_results *const results = call->results;
+    const size_t floats = PANEL * panels_of(r->key_dim) * panels_of(u->columns);
+    const size_t before = results->states ? kept_before(call, u) : 0;
+    for (size_t i = 0; i < u->heads; i++) {
+        call->kernels->import_panels(r->initial_state ? r->initial_state + state_at(r, u, i) : 0,
+                                     r->value_dim, r->key_dim, u->columns,
+                                     memory->states + floats * i);
+    }
+    fetch_column *const columns = (fetch_column *)(void *)memory->fetch;
+    // A multiple of every chunk.
+    const size_t block = lmk_round_up(call->block_tokens, TILE_TOKENS);
+    if (call->tiles) call->tiles->begin();
+    for (size_t begin = 0; begin < u->tokens; begin += block) {
+        const size_t end = lmk_min(begin + block, u->tokens);
+        fetch_list list = fetches_from(call, u, end);
+        const size_t share = lmk_min(lmk_divide_up(list.columns, u->heads), fetches_of(call));
+        for (size_t i = 0; i < u->heads; i++) {
+            lmk_fetch_next(&list, share, columns);
+            memory->tiles.products.fetch = (fetch_run){columns, columns + share};
+            advance_chunks(call, u, memory, i, before, r->steps * begin, r->steps * end);
+        }
+    }
+    if (call->tiles) call->tiles->end();
+    for (size_t i = 0; results->final_state && i < u->heads; i++) {
+        call->kernels->export_panels(memory->states + floats * i, r->value_dim, r->key_dim,
+                                     u->columns, results->final_state + state_at(r, u, i));
     }
 }
 
@@ -276,7 +366,7 @@ static void run_unit(void *context, size_t slot, unsigned worker) {
     const int is_step = r->initial_state && call->results->final_state && !call->results->states &&
                         r->value_dim % CHUNK_TOKENS == 0 && r->steps * u.tokens == 1;
     if (u.tokens == 0) pass_on(call, &u);
-    else if (is_chunked(r)) run_chunks(call, &u, &memory);
+    else if (is_chunked(call, u.tokens)) run_chunks(call, &u, &memory);
     else if (is_step) run_step(call, &u, &memory);
     else run_blocks(call, &u, &memory);
 }
@@ -297,6 +387,7 @@ lmk_status lmk_delta_rule_forward(const lmk_delta_rule *r, const lmk_delta_rule_
     forward_call call = plan_of(r);
     call.results = results;
     call.kernels = lmk_delta_rule_kernels();
+    call.tiles = tile_kernels(r);
     call.workers = (float *)lmk_round_up((uintptr_t)workspace, 64);
     const size_t units = lmk_divide_up(r->heads, call.plan.unit_heads);
     lmk_parallel_for(call.plan.segments * units * call.plan.groups, call.plan.threads, run_unit,

@@ -2,7 +2,7 @@
 #include "forward_unit.h"
 
 /// Tokens from which they are faster than passes; CONTRIBUTING.md has the figures.
-#define TILED_TOKENS 16
+#define TILED_TOKENS 32
 
 int lmk_forward_fits_tiles(const lmk_linear_attention *a) {
 #if defined(__x86_64__)

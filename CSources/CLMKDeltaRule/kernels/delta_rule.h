@@ -8,6 +8,7 @@
 #include "lmk_token_decay.h"
 #include "lmk_state_slices.h"
 #include "sweep.h"
+#include "steps.h"
 #include "prepare.h"
 #include "recurrent.h"
 #include "lmk_decay_gradient.h"

@@ -111,6 +111,26 @@ typedef struct delta_chunk {
     near_rows near;
 } delta_chunk;
 
+/// What chunks of bfloat16 on tiles have in memory: what linear attention's have, with u for v, and
+/// its second part; k as it meets k; the rates; what steps read of those before them, of other
+/// blocks of 16 and of their own; what 64 steps read of the state and a block of the blocks before
+/// it, by 32 columns.
+typedef struct delta_tiles {
+    linear_tiles products;
+    uint16_t *values_low, *keys_left, *met_high, *met_low;
+    float *rates, *own_pairs, *reads, *met;
+} delta_tiles;
+
+/// Products of bfloat16 on tiles. What they hold is lost between `end` and `begin`.
+typedef struct delta_tile_kernels {
+    void (*begin)(void);
+    void (*end)(void);
+    /// As `advance_chunk` of delta_rule_kernels, for at most 64 steps of k, q and v of bfloat16 and
+    /// decays that dimensions share, not in the generalised form.
+    void (*advance_chunk)(const delta_head *head, const delta_chunk *chunk, delta_tiles *tiles,
+                          size_t begin, size_t count, float *state);
+} delta_tile_kernels;
+
 typedef struct delta_rule_kernels {
     /// Between a state or a part of its columns, [key_dim, width of v] at `stride`, and slices of
     /// SLICE_COLUMNS, [slice][key_dim][SLICE_COLUMNS]. A null `from` is zero.
@@ -154,6 +174,7 @@ extern const delta_rule_kernels delta_rule_kernels_generic;
 #if defined(__x86_64__)
 extern const delta_rule_kernels delta_rule_kernels_avx2;
 extern const delta_rule_kernels delta_rule_kernels_avx512;
+extern const delta_tile_kernels delta_tile_kernels_amx;
 #elif defined(__aarch64__)
 extern const delta_rule_kernels delta_rule_kernels_neon;
 #endif
