@@ -85,12 +85,14 @@ static size_t tiles_layout(const lmk_delta_rule *r, float *memory, delta_tiles *
     const size_t shared = lmk_linear_lay_out_tiles(r->key_dim, memory, &to->products),
                  rows = TILE_TOKENS * lmk_round_up(r->key_dim, 32) / 2,
                  pairs = TILE_TOKENS * TILE_TOKENS / 2;
-    float *factors[4];
+    float *factors[6];
     const matrix_part parts[] = {
         {&factors[0], TILE_TOKENS * SLICE_COLUMNS / 2},
-        {&factors[1], rows},
-        {&factors[2], pairs},
+        {&factors[1], TILE_TOKENS * SLICE_COLUMNS / 2},
+        {&factors[2], rows},
         {&factors[3], pairs},
+        {&factors[4], pairs},
+        {&factors[5], pairs},
         {&to->rates, TILE_TOKENS},
         {&to->own_pairs, TILE_TOKENS * CHUNK_TOKENS},
         {&to->reads, TILE_TOKENS * SLICE_COLUMNS},
@@ -98,7 +100,8 @@ static size_t tiles_layout(const lmk_delta_rule *r, float *memory, delta_tiles *
     };
     const size_t floats =
         lmk_linear_lay_out(parts, sizeof parts / sizeof *parts, memory ? memory + shared : 0);
-    uint16_t **const places[] = {&to->values_low, &to->keys_left, &to->met_high, &to->met_low};
+    uint16_t **const places[] = {&to->values_low, &to->values_last, &to->keys_left,
+                                 &to->met_high,   &to->met_low,     &to->met_last};
     for (size_t i = 0; i < sizeof places / sizeof *places; i++)
         *places[i] = (uint16_t *)(void *)factors[i];
     return shared + floats;

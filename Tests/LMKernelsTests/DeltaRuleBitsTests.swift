@@ -160,26 +160,6 @@ extension KernelSuite {
 
         // MARK: - Tokens
 
-        /// Tokens of a problem with batch 1.
-        private func part(_ problem: Problem, _ tokens: Range<Int>) -> Problem {
-            var part = problem
-            let all = problem.shape.tokens
-            part.shape.tokens = tokens.count
-            func rows(_ x: [Float]) -> [Float] {
-                let width = x.count / all
-                return Array(x[tokens.lowerBound * width..<tokens.upperBound * width])
-            }
-            part.query = rows(problem.query)
-            part.key = rows(problem.key)
-            part.value = rows(problem.value)
-            part.beta = problem.beta.map(rows)
-            part.a = problem.a.map(rows)
-            part.b = problem.b.map(rows)
-            part.logDecay = problem.logDecay.map(rows)
-            part.outputGradient = rows(problem.outputGradient)
-            return part
-        }
-
         private static func sequence(
             _ decay: DeltaRule.Decay, _ form: DeltaRule.Form, steps: Int, tokens: Int = 70
         ) -> Problem {
@@ -200,7 +180,7 @@ extension KernelSuite {
                 for count in [1, 2, 3, 15, 16, 17, 31, 33, 64, 69] {
                     // Nothing follows, and something else does.
                     let first = Array(expected.prefix(count * 80))
-                    let short = try part(whole, 0..<count).forward().output
+                    let short = try whole.part(0..<count).forward().output
                     #expect(place(short, first) == nil, "\(steps): \(count) tokens alone")
                     for other in [Float.nan, 1e30] {
                         var changed = whole
@@ -231,8 +211,8 @@ extension KernelSuite {
                 let whole = Self.sequence(decay, form, steps: steps)
                 let expected = try whole.forward()
                 for split in 0...70 {
-                    let start = try part(whole, 0..<split).forward()
-                    var second = part(whole, split..<70)
+                    let start = try whole.part(0..<split).forward()
+                    var second = whole.part(split..<70)
                     second.initialState = start.finalState
                     let end = try second.forward()
                     let output = start.output + end.output
@@ -259,7 +239,7 @@ extension KernelSuite {
                 var loop = Problem.Found()
                 var slopes = Problem.Found()
                 for n in 0..<offsets.count - 1 {
-                    var one = part(packed, offsets[n]..<offsets[n + 1])
+                    var one = packed.part(offsets[n]..<offsets[n + 1])
                     one.offsets = nil
                     func state(_ x: [Float]?) -> [Float]? {
                         let size = 2 * 24 * 40
@@ -298,7 +278,7 @@ extension KernelSuite {
                     #expect(place(found.output, plain.output) == nil, "stride \(stride)")
                     #expect(place(found.finalState, plain.finalState) == nil, "stride \(stride)")
                     for i in 0..<70 / stride {
-                        var first = part(problem, 0..<(i + 1) * stride)
+                        var first = problem.part(0..<(i + 1) * stride)
                         first.options.stateStride = 1
                         let end = try first.forward().finalState
                         let state = Array(found.states[i * size..<(i + 1) * size])

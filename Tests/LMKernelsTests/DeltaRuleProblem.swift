@@ -97,6 +97,26 @@ struct DeltaRuleProblem<Element: StorageValue> {
         finalStateGradient = (0..<stateCount).map { _ in .random(in: -1...1, using: &random) }
     }
 
+    /// Some tokens of a problem with batch 1.
+    func part(_ tokens: Range<Int>) -> Self {
+        var part = self
+        let all = shape.tokens
+        part.shape.tokens = tokens.count
+        func rows(_ x: [Float]) -> [Float] {
+            let width = x.count / all
+            return Array(x[tokens.lowerBound * width..<tokens.upperBound * width])
+        }
+        part.query = rows(query)
+        part.key = rows(key)
+        part.value = rows(value)
+        part.beta = beta.map(rows)
+        part.a = a.map(rows)
+        part.b = b.map(rows)
+        part.logDecay = logDecay.map(rows)
+        part.outputGradient = rows(outputGradient)
+        return part
+    }
+
     /// Options by the bits of `choice`: states, unit length, states at a stride, logits.
     mutating func choose(_ choice: Int, seed: UInt64) {
         if choice & 1 != 0 { addStates(seed: seed &+ 2) }

@@ -7,8 +7,10 @@ import Testing
 /// Tolerances as relative Euclidean errors. Measured over every test of this file and of edges, for
 /// float32, bfloat16 and float16: o 8.4e-7, 2.0e-3, 2.4e-4; gradients of that storage type 8.2e-7,
 /// 2.0e-3, 3.1e-4; states 5.7e-7; gradients that are float32 always 7.3e-7. Keys of width 1: 1.6e-6.
-private func limit(_ name: String, _ type: StorageType) -> Double {
+/// States of bfloat16 in chunks on tiles: TILE_ERROR.
+private func limit(_ name: String, _ type: StorageType, onTiles: Bool) -> Double {
     switch (["o", "dq", "dk", "dv", "da", "db"].contains(name), type) {
+    case (false, .bfloat16) where onTiles && name.hasPrefix("state"): 5e-5
     case (false, _), (true, .float32): 2e-6
     case (true, .bfloat16): 4e-3
     case (true, .float16): 6e-4
@@ -26,18 +28,25 @@ extension DeltaRuleProblem {
         // States of one row: what a reflection leaves of it may be next to nothing.
         let floor: Double = shape.keyWidth == 1 ? 1 : 0
         try withEachInstructionSet { set in
-            func check(_ found: Found, _ expected: [String: [Double]], _ label: String) {
+            func check(
+                _ found: Found, _ expected: [String: [Double]], _ label: String,
+                onTiles: Bool = false
+            ) {
                 #expect(found.isFillerKept, "\(label)")
                 for (name, values) in found.arrays where !values.isEmpty {
                     let error = relativeError(
                         values.map { Double($0) }, expected[name]!, floor: floor)
-                    #expect(error < limit(name, type), "\(label): \(name) \(error)")
+                    if onTiles && type == .bfloat16 { print("TILE", name, error) }
+                    let limit = limit(name, type, onTiles: onTiles)
+                    #expect(error < limit, "\(label): \(name) \(error)")
                 }
             }
             for form in forms {
                 var problem = self
                 problem.options.form = form
-                check(try problem.forward(), outputs, "\(label) \(type) \(set) \(form)")
+                check(
+                    try problem.forward(), outputs, "\(label) \(type) \(set) \(form)",
+                    onTiles: set == .amx && form != .recurrent)
             }
             check(try backward(), gradients, "\(label) \(type) \(set)")
         }

@@ -112,12 +112,12 @@ typedef struct delta_chunk {
 } delta_chunk;
 
 /// What chunks of bfloat16 on tiles have in memory: what linear attention's have, with u for v, and
-/// its second part; k as it meets k; the rates; what steps read of those before them, of other
+/// its other parts; k as it meets k; the rates; what steps read of those before them, of other
 /// blocks of 16 and of their own; what 64 steps read of the state and a block of the blocks before
 /// it, by 32 columns.
 typedef struct delta_tiles {
     linear_tiles products;
-    uint16_t *values_low, *keys_left, *met_high, *met_low;
+    uint16_t *values_low, *values_last, *keys_left, *met_high, *met_low, *met_last;
     float *rates, *own_pairs, *reads, *met;
 } delta_tiles;
 

@@ -2,8 +2,9 @@
 // substitution by blocks of 16 steps. Included inside the region of amx.
 //
 // u is not bfloat16 by itself: like the state, pairs and decayed keys it is taken as the sum of
-// two. What a block reads of the blocks before it is a product on tiles, what its own steps read of
-// one another is float32. From the first step of a chunk on that holds or makes a number that is
+// two. What a block reads of the blocks before it is a product on tiles, where u and the pairs are
+// sums of three, because later steps make its errors larger; what its own steps read of one another
+// is float32. From the first step of a chunk on that holds or makes a number that is
 // not finite, the chunk goes through the kernels of AVX-512.
 
 /// Floats of the pairs of a block of 16 steps.
@@ -99,6 +100,7 @@ LMK_INLINE f32x16 decay_step_pairs(delta_tiles *m, size_t block, const float *qu
             const f32x16 low0 = low_part(met[j]), low1 = low_part(met[j + 1]);
             store_halves(m->met_high + at, rounded_half(met[j]), rounded_half(met[j + 1]));
             store_halves(m->met_low + at, low0, low1);
+            store_halves(m->met_last + at, last_part(met[j]), last_part(met[j + 1]));
             found = find_special(find_special(found, low0), low1);
         }
     }
@@ -162,12 +164,19 @@ LMK_INLINE f32x16 substitute_block(const delta_tiles *m, const token_rows *v, si
     const linear_tiles *const t = &m->products;
     const size_t row = 16 * block;
     if (block > 0) {
-        const factor_tiles high = {m->met_high + 2 * FACTORS * block, FACTORS, 0},
-                           low = {m->met_low + 2 * FACTORS * block, FACTORS, 0};
+        const uint16_t *const met[] = {m->met_high, m->met_low, m->met_last}, *const u[] = {
+                                                                                  t->values_right,
+                                                                                  m->values_low,
+                                                                                  m->values_last};
         zero_sums();
-        add_tile_parts(high, low, (factor_tiles){t->values_right, 2 * FACTORS, FACTORS},
-                       (factor_tiles){m->values_low, 2 * FACTORS, FACTORS}, (block + 1) / 2, 0,
-                       wide);
+        // Every product that float32 would not lose.
+        for (size_t i = 0; i < 3; i++) {
+            for (size_t j = 0; i + j < 3; j++) {
+                add_tile_products((factor_tiles){met[i] + 2 * FACTORS * block, FACTORS, 0},
+                                  (factor_tiles){u[j], 2 * FACTORS, FACTORS}, (block + 1) / 2, 0,
+                                  wide);
+            }
+        }
         store_sums(m->met, 0, 16, 32, 0, wide);
     }
     const float *const pairs = m->own_pairs + BLOCK_PAIRS * block;
@@ -198,6 +207,7 @@ LMK_INLINE f32x16 substitute_block(const delta_tiles *m, const token_rows *v, si
             const f32x16 low0 = low_part(u[i]), low1 = low_part(u[i + 1]);
             store_pairs(t->values_right + to + 16 * i, rounded_half(u[i]), rounded_half(u[i + 1]));
             store_pairs(m->values_low + to + 16 * i, low0, low1);
+            store_pairs(m->values_last + to + 16 * i, last_part(u[i]), last_part(u[i + 1]));
             found = find_special(find_special(found, low0), low1);
         }
     }
@@ -210,6 +220,7 @@ LMK_INLINE f32x16 substitute_steps(const delta_tiles *m, const token_rows *v, si
     for (size_t at = 0; at < 4 * FACTORS; at += 32) {
         _mm512_store_si512(m->products.values_right + at, _mm512_setzero_si512());
         _mm512_store_si512(m->values_low + at, _mm512_setzero_si512());
+        _mm512_store_si512(m->values_last + at, _mm512_setzero_si512());
     }
     f32x16 found = splat(0);
     for (size_t block = 0; 16 * block < count; block++)

@@ -77,10 +77,12 @@ LMK_INLINE void fetch_ahead(fetch_run *run) {
 /// x with its upper half rounded to nearest, which is what the next step takes of it.
 LMK_INLINE f32x16 rounded_half(f32x16 x) { return floats_of(bits_of(x) + 0x8000u); }
 
-/// What that leaves of x, the same way.
-LMK_INLINE f32x16 low_part(f32x16 x) {
-    return rounded_half(x - floats_of(bits_of(rounded_half(x)) & HIGH_HALF));
-}
+/// What that leaves of x: exact.
+LMK_INLINE f32x16 left_of(f32x16 x) { return x - floats_of(bits_of(rounded_half(x)) & HIGH_HALF); }
+
+/// The second part of x, and the third: 8 bits each.
+LMK_INLINE f32x16 low_part(f32x16 x) { return rounded_half(left_of(x)); }
+LMK_INLINE f32x16 last_part(f32x16 x) { return rounded_half(left_of(left_of(x))); }
 
 /// Upper halves of the lanes of two vectors: those of `first` before those of `second`, or in
 /// pairs.
