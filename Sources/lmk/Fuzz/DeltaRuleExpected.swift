@@ -15,6 +15,8 @@ struct DeltaRuleExpected {
 
     /// By the names of Found.
     private(set) var numbers: [String: Numbers] = [:]
+    /// The same where numbers that are not bfloat16 are sums of two: 64 roundings of float32.
+    private(set) var numbersOnTiles: [String: Numbers] = [:]
 
     private static let change = 0x1p-20
 
@@ -46,8 +48,14 @@ struct DeltaRuleExpected {
             }
             let storage: StorageType = problem.isStored(name) ? problem.storage : .float32
             var numbers = Numbers()
-            for (i, x) in values.enumerated() { numbers.add(x, bounds[i / width % heads], storage) }
+            var numbersOnTiles = Numbers()
+            for (i, x) in values.enumerated() {
+                let bound = bounds[i / width % heads]
+                numbers.add(x, bound, storage)
+                numbersOnTiles.add(x, 64 * bound, storage)
+            }
             self.numbers[name] = numbers
+            self.numbersOnTiles[name] = numbersOnTiles
         }
     }
 }
