@@ -4,8 +4,9 @@
 //
 // Checks kernels against conformance files, and that threads, memory budgets and ways to call
 // change no bit. Prints a hash of every output, so that `diff` compares builds and instruction
-// sets. Products of bfloat16 differ under avx512bf16 and amx, which are avx512 but for those, so
-// that under avx512bf16 it runs products only. Exits with 1 when a check fails.
+// sets. Products of bfloat16 differ under avx512bf16 and amx, linear attention of bfloat16 under
+// amx; for the rest both are avx512, so that under avx512bf16 it runs products only. Exits with 1
+// when a check fails.
 #include "driver.h"
 #include "safetensors.h"
 

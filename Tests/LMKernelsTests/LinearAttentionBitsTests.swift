@@ -111,40 +111,6 @@ extension KernelSuite {
 
         // MARK: - Tokens
 
-        /// Rows of the first `count` tokens of a problem with batch 1.
-        private func prefix(_ x: [Float], _ count: Int, of tokens: Int) -> [Float] {
-            Array(x.prefix(x.count / tokens * count))
-        }
-
-        private func prefix(_ problem: Problem, _ count: Int) -> Problem {
-            var part = problem
-            let tokens = problem.shape.tokens
-            part.shape.tokens = count
-            part.query = prefix(problem.query, count, of: tokens)
-            part.key = prefix(problem.key, count, of: tokens)
-            part.value = prefix(problem.value, count, of: tokens)
-            part.outputGradient = prefix(problem.outputGradient, count, of: tokens)
-            if problem.options.decay == .token || problem.options.decay == .key {
-                part.logDecay = problem.logDecay.map { prefix($0, count, of: tokens) }
-            }
-            return part
-        }
-
-        private func suffix(_ problem: Problem, from start: Int) -> Problem {
-            var part = problem
-            let tokens = problem.shape.tokens
-            func rest(_ x: [Float]) -> [Float] { Array(x.dropFirst(x.count / tokens * start)) }
-            part.shape.tokens = tokens - start
-            part.query = rest(problem.query)
-            part.key = rest(problem.key)
-            part.value = rest(problem.value)
-            part.outputGradient = rest(problem.outputGradient)
-            if problem.options.decay == .token || problem.options.decay == .key {
-                part.logDecay = problem.logDecay.map(rest)
-            }
-            return part
-        }
-
         /// Whether a call of so many tokens computes as a longer one does: the automatic form takes
         /// short ones another way.
         private static func isAlike(_ form: LinearAttention.Form, _ tokens: Int) -> Bool {
@@ -170,8 +136,8 @@ extension KernelSuite {
             let expected = try whole.forward().output
             for count in [1, 2, 15, 16, 17, 31, 33, 64, 69] where Self.isAlike(form, count) {
                 // Nothing follows, and something else does.
-                let short = try prefix(whole, count).forward().output
-                let first = prefix(expected, count, of: tokens)
+                let short = try whole.prefix(count).forward().output
+                let first = expected.firstTokens(count, of: tokens)
                 #expect(bits(short) == bits(first), "\(count) tokens alone")
                 for other in [Float.nan, 1e30] {
                     var changed = whole
@@ -189,7 +155,7 @@ extension KernelSuite {
                             changed.logDecay![i] = other.isNaN ? -.infinity : -0.001
                         }
                     }
-                    let found = prefix(try changed.forward().output, count, of: tokens)
+                    let found = try changed.forward().output.firstTokens(count, of: tokens)
                     #expect(bits(found) == bits(first), "\(count) tokens before \(other)")
                 }
             }
@@ -201,8 +167,8 @@ extension KernelSuite {
             let tokens = whole.shape.tokens
             let expected = try whole.forward()
             for split in 0...tokens {
-                let first = prefix(whole, split)
-                var second = suffix(whole, from: split)
+                let first = whole.prefix(split)
+                var second = whole.suffix(from: split)
                 let start = try first.forward()
                 second.initialState = start.finalState
                 if whole.options.isNormalized { second.initialNormalizer = start.finalNormalizer }
@@ -234,17 +200,7 @@ extension KernelSuite {
             var loop = Problem.Found()
             var slopes = Problem.Found()
             for n in 0..<offsets.count - 1 {
-                var part = suffix(prefix(packed, offsets[n + 1]), from: offsets[n])
-                part.offsets = nil
-                func state(_ x: [Float]?, _ width: Int) -> [Float]? {
-                    let size = packed.shape.heads * packed.shape.keyWidth * width
-                    return x.map { Array($0[n * size..<(n + 1) * size]) }
-                }
-                let width = packed.shape.valueWidth
-                part.initialState = state(packed.initialState, width)
-                part.initialNormalizer = state(packed.initialNormalizer, 1)
-                part.finalStateGradient = state(packed.finalStateGradient, width)
-                part.finalNormalizerGradient = state(packed.finalNormalizerGradient, 1)
+                let part = packed.sequence(n)
                 let found = try part.forward()
                 loop.output += found.output
                 loop.finalState += found.finalState
@@ -277,7 +233,7 @@ extension KernelSuite {
                 for i in 0..<70 / problem.options.stateStride {
                     let tokens = (i + 1) * problem.options.stateStride
                     guard Self.isAlike(form, tokens) else { continue }
-                    var part = prefix(problem, tokens)
+                    var part = problem.prefix(tokens)
                     part.options.stateStride = 1
                     let end = try part.forward()
                     let state = Array(found.states[i * size..<(i + 1) * size])

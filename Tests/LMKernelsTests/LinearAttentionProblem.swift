@@ -101,6 +101,54 @@ struct LinearAttentionProblem<Element: StorageValue> {
     var states: Int { sequences * shape.heads * shape.keyWidth }
 }
 
+// MARK: - Parts of a problem
+
+extension LinearAttentionProblem {
+    /// The first `count` tokens of a batch of 1.
+    func prefix(_ count: Int) -> Self { tokens(0..<count) }
+
+    /// The tokens of a batch of 1 from `start` on.
+    func suffix(from start: Int) -> Self { tokens(start..<shape.tokens) }
+
+    private func tokens(_ range: Range<Int>) -> Self {
+        let all = shape.tokens
+        func rows(_ x: [Float]) -> [Float] {
+            let width = x.count / all
+            return Array(x[range.lowerBound * width..<range.upperBound * width])
+        }
+        var part = self
+        part.shape.tokens = range.count
+        part.query = rows(query)
+        part.key = rows(key)
+        part.value = rows(value)
+        part.outputGradient = rows(outputGradient)
+        if options.decay == .token || options.decay == .key { part.logDecay = logDecay.map(rows) }
+        return part
+    }
+
+    /// Packed sequence n by itself, with its states.
+    func sequence(_ n: Int) -> Self {
+        var part = tokens(offsets![n]..<offsets![n + 1])
+        part.offsets = nil
+        func state(_ x: [Float]?, _ width: Int) -> [Float]? {
+            let size = shape.heads * shape.keyWidth * width
+            return x.map { Array($0[n * size..<(n + 1) * size]) }
+        }
+        part.initialState = state(initialState, shape.valueWidth)
+        part.initialNormalizer = state(initialNormalizer, 1)
+        part.finalStateGradient = state(finalStateGradient, shape.valueWidth)
+        part.finalNormalizerGradient = state(finalNormalizerGradient, 1)
+        return part
+    }
+}
+
+extension [Float] {
+    /// Of a tensor [tokens, ..].
+    func firstTokens(_ count: Int, of tokens: Int) -> [Float] {
+        Array(prefix(self.count / tokens * count))
+    }
+}
+
 // MARK: - The kernel
 
 extension LinearAttentionProblem {

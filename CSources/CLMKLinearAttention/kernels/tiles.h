@@ -3,7 +3,7 @@
 //
 // q, k and v are factors as they are. What is not bfloat16 by itself, the pairs, the state and keys
 // with their decays, is taken as the sum of two: 16 bits of it, where float32 has 24, so that o
-// and the state are right to about 2^-18 before o is rounded to 8 bits. Sums are float32.
+// and the state are right to 2^-17 before o is rounded to 8 bits. Sums are float32.
 //
 // A product with a token that comes later is one with 0, which is no 0 where that token is infinite
 // or NaN. From the first token of a chunk on that holds or makes such a number, the chunk goes

@@ -27,8 +27,9 @@
 /// so is every sum. A token of k = 0 and g = 0 leaves the state as it is, to the bit but for the
 /// sign of 0. float32 results have the same bits for any number of threads and on every instruction
 /// set with fused multiply-add, and those of a token do not depend on the tokens after it: computed
-/// in the same form, for the automatic one chooses by the number of tokens. States are kept divided
-/// by up to 1024 where all keys share a decay: entries beyond 3e35 may overflow.
+/// in the same form, for the automatic one chooses by the number of tokens. That is so of bfloat16
+/// too, but with `InstructionSet.amx` its forward pass has bits of its own, see `forward`. States
+/// are kept divided by up to 1024 where all keys share a decay: entries beyond 3e35 may overflow.
 ///
 /// A batch [batch, tokens] holds `batch` sequences of `tokens` tokens, or, with offsets and a batch
 /// of 1, packed sequences one after the other. N is the number of sequences.
@@ -99,7 +100,7 @@ public enum LinearAttention {
         /// Token by token: for decoding. A sequence that is cut anywhere has the same bits.
         case recurrent
         /// 16 tokens at a time, as matrix products: with a normaliser, and where segments of a long
-        /// sequence are computed side by side.
+        /// sequence are computed side by side. 64 at a time in bfloat16 on AMX tiles.
         case chunked
     }
 

@@ -83,6 +83,12 @@ struct LinearAttentionCase: FuzzCase {
         draw(&random)
     }
 
+    /// Whether amx computes forward on tiles of bfloat16, if the sequences are long enough.
+    var fitsTiles: Bool {
+        storage == .bfloat16 && decay != .key && bonus == nil && !isNormalized && !isBidirectional
+            && form != .recurrent
+    }
+
     var sequences: Int { offsets.map { $0.count - 1 } ?? batch }
 
     /// The longest sequence.

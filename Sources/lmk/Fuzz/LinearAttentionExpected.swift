@@ -15,6 +15,10 @@ struct LinearAttentionExpected {
 
     /// By the names of Found.
     private(set) var numbers: [String: Numbers] = [:]
+    /// Where forward runs on tiles of bfloat16: what they take as two of them, pairs, keys with
+    /// their decays and the state that is read, has an error of up to 2^-17, which is 128 roundings,
+    /// and so has the state that was written.
+    private(set) var tiledNumbers: [String: Numbers] = [:]
 
     private let problem: LinearAttentionCase
     /// Roundings of 2^-24 of a magnitude.
@@ -41,12 +45,18 @@ struct LinearAttentionExpected {
         for (name, values) in exact.arrays {
             let storage: StorageType =
                 ["o", "dq", "dk", "dv"].contains(name) ? problem.storage : .float32
-            var numbers = Numbers()
-            for (value, magnitude) in zip(values, magnitudes.arrays[name]!) {
-                numbers.add(
-                    value, chain * SoftmaxExpected.unit * magnitude + least, storage)
+            func bounded(by chain: Double) -> Numbers {
+                var numbers = Numbers()
+                for (value, magnitude) in zip(values, magnitudes.arrays[name]!) {
+                    numbers.add(
+                        value, chain * SoftmaxExpected.unit * magnitude + least, storage)
+                }
+                return numbers
             }
-            self.numbers[name] = numbers
+            numbers[name] = bounded(by: chain)
+            if problem.fitsTiles, ["o", "state", "states"].contains(name) {
+                tiledNumbers[name] = bounded(by: chain + (name == "o" ? 256 : 128))
+            }
         }
     }
 }
