@@ -21,7 +21,7 @@ extension KernelSuite {
         private static func isAlike(
             _ set: InstructionSet, _ decay: Decay, _ form: Form, _ tokens: Int
         ) -> Bool {
-            form != .automatic || tokens >= (chunk(set, decay) == 64 ? 16 : 8)
+            form != .automatic || tokens >= (chunk(set, decay) == 64 ? 32 : 8)
         }
 
         /// amx, and one that stands for those without tiles.
