@@ -22,7 +22,8 @@ extension DeltaRuleCase {
                     }
                     first = first ?? found
                 }
-                if set.isFused, !isOnTiles(set, form), let first { fused[form] = fused[form] ?? (set, first) }
+                guard set.isFused, !isOnTiles(set, form), let first else { continue }
+                fused[form] = fused[form] ?? (set, first)
             }
         }
     }
