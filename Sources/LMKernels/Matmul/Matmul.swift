@@ -74,7 +74,7 @@ public enum Matmul {
     ///   - c: Products, [batch, rows, columns].
     ///   - accumulate: Add to c.
     ///   - threads: Threads at most; 0 is the default of the runtime.
-    ///   - workspace: Grows to 256 KB for each thread and at most 8 MB for packed operands; a batch
+    ///   - workspace: Grows to 512 KB for each thread and at most 8 MB for packed operands; a batch
     ///     of small products has those 8 MB for each thread.
     /// - Throws: `outOfRange` for a negative size, stride or number of threads; `tooSmall` for a
     ///   stride or a span that the sizes do not fit in; `overflow`.
