@@ -21,17 +21,7 @@ static unsigned saved_registers(void) {
     return low;
 }
 
-/// Whether the process may use tiles, whose registers Linux saves for those that have asked: it
-/// refuses where a thread's signal stack has no room for them.
-static int may_use_tiles(void) {
-#if defined(__linux__)
-    enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
-    return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
-#else
-    return 0;
-#endif
-}
-
+/// What the CPU has.
 static lmk_isa detect(void) {
     unsigned a, b, c, d;
     if (!__get_cpuid(1, &a, &b, &c, &d)) return LMK_ISA_GENERIC;
@@ -46,7 +36,18 @@ static lmk_isa detect(void) {
     const unsigned amx = (1u << 22) | (1u << 24); // tiles of bfloat16, tiles
     const int has_tiles = (d & amx) == amx && (saved & 0x60000) == 0x60000;
     if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !((a >> 5) & 1)) return LMK_ISA_AVX512;
-    return has_tiles && may_use_tiles() ? LMK_ISA_AMX : LMK_ISA_AVX512_BF16;
+    return has_tiles ? LMK_ISA_AMX : LMK_ISA_AVX512_BF16;
+}
+
+/// Whether the process may use tiles, whose registers Linux saves for those that have asked: it
+/// refuses where a thread's signal stack has no room for them. Asked only when tiles are.
+static int may_use_tiles(void) {
+#if defined(__linux__)
+    enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
+    return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+#else
+    return 0;
+#endif
 }
 
 /// Intel's cores issue one bfloat16 dot product every two cycles, and two multiply-adds in each:
@@ -57,9 +58,11 @@ static int has_fast_dot_product(void) {
 }
 #elif defined(__aarch64__)
 static lmk_isa detect(void) { return LMK_ISA_NEON; }
+static int may_use_tiles(void) { return 0; }
 static int has_fast_dot_product(void) { return 0; }
 #else
 static lmk_isa detect(void) { return LMK_ISA_GENERIC; }
+static int may_use_tiles(void) { return 0; }
 static int has_fast_dot_product(void) { return 0; }
 #endif
 
@@ -69,8 +72,16 @@ const char *lmk_isa_name(lmk_isa isa) { return isa_names[isa]; }
 
 int lmk_cpu_can_run(lmk_isa isa) {
     const lmk_isa best = detect();
+    if (isa == LMK_ISA_AMX) return best == LMK_ISA_AMX && may_use_tiles();
     if (isa == LMK_ISA_GENERIC || isa == best) return 1;
     return best != LMK_ISA_NEON && isa != LMK_ISA_NEON && isa < best;
+}
+
+/// The fastest one.
+static lmk_isa default_isa(void) {
+    lmk_isa isa = detect();
+    if (isa == LMK_ISA_AMX && !may_use_tiles()) isa = LMK_ISA_AVX512_BF16;
+    return isa == LMK_ISA_AVX512_BF16 && !has_fast_dot_product() ? LMK_ISA_AVX512 : isa;
 }
 
 /// One more than the instruction set in use; 0 before the first query.
@@ -79,12 +90,12 @@ static atomic_int isa_in_use;
 lmk_isa lmk_cpu_isa(void) {
     const int known = atomic_load_explicit(&isa_in_use, memory_order_relaxed);
     if (known) return (lmk_isa)(known - 1);
-    lmk_isa isa = detect();
-    if (isa == LMK_ISA_AVX512_BF16 && !has_fast_dot_product()) isa = LMK_ISA_AVX512;
+    const int sets = sizeof isa_names / sizeof *isa_names;
     const char *const cap = getenv("LMK_ISA");
-    for (int i = 0; cap && i < (int)(sizeof isa_names / sizeof *isa_names); i++) {
-        if (strcmp(cap, isa_names[i]) == 0 && lmk_cpu_can_run((lmk_isa)i)) isa = (lmk_isa)i;
-    }
+    int named = 0;
+    while (cap && named < sets && strcmp(cap, isa_names[named]) != 0) named++;
+    const int is_named = cap && named < sets && lmk_cpu_can_run((lmk_isa)named);
+    const lmk_isa isa = is_named ? (lmk_isa)named : default_isa();
     atomic_store_explicit(&isa_in_use, (int)isa + 1, memory_order_relaxed);
     return isa;
 }

@@ -90,7 +90,9 @@ typedef enum LMK_CLOSED_ENUM lmk_isa {
     /// AVX-512 with the bfloat16 dot product.
     LMK_ISA_AVX512_BF16 = 3,
     /// The same with tiles of bfloat16 (Advanced Matrix Extensions), where the operating system
-    /// lets the process use them.
+    /// lets the process use them. Linux does once it is asked, on first use of the library unless
+    /// LMK_ISA names another set, and from then on refuses signal stacks smaller than
+    /// AT_MINSIGSTKSZ, about 11 KB.
     LMK_ISA_AMX = 4,
     LMK_ISA_NEON = 5,
 } lmk_isa;
