@@ -36,7 +36,9 @@ extension KernelSuite {
                 problem.layout = [.tokenMajor, .headMajor, .apart][choice % 3]
                 problem.choose(choice, seed: UInt64(choice))
                 if choice & 4 != 0 { problem.options.stateStride = 41 }
-                try problem.check("\(decay) \(choice) \(steps)", forms: [.chunked, .automatic])
+                try problem.check(
+                    "\(decay) \(choice) \(steps)", forms: [.chunked, .automatic],
+                    hasGradients: false)
             }
         }
 
@@ -47,14 +49,16 @@ extension KernelSuite {
                     tokens: 90, keyWidth: key, valueWidth: value, decay: .token,
                     seed: UInt64(width))
                 problem.addStates(seed: 2)
-                try problem.check("\(key) x \(value)", forms: [.chunked])
+                try problem.check("\(key) x \(value)", forms: [.chunked], hasGradients: false)
             }
         }
 
         @Test(arguments: [1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 127, 128, 129])
         func tokensAroundChunks(tokens: Int) throws {
             let problem = Self.sequence(.token, tokens: tokens)
-            try problem.check("\(tokens)", forms: [.chunked, .automatic])
+            try problem.check(
+                "\(tokens)", forms: [.chunked, .automatic],
+                hasGradients: false)
         }
 
         /// Decays that leave nothing, at the start, in the middle and at the end of a chunk.
@@ -62,7 +66,7 @@ extension KernelSuite {
             for reset in [-Float.infinity, -1e4, -30] {
                 var problem = Self.sequence(.token)
                 for t in [0, 20, 63, 64, 100] { problem.logDecay![2 * t] = reset }
-                try problem.check("\(reset)", forms: [.chunked])
+                try problem.check("\(reset)", forms: [.chunked], hasGradients: false)
             }
         }
 

@@ -88,7 +88,7 @@ extension KernelSuite {
             let tokens = whole.shape.tokens
             try withEachInstructionSet(Self.sets) { set in
                 let expected = try whole.forward().output
-                for count in [17, 33, 63, 64, 65, 128] where Self.isAlike(set, decay, form, count) {
+                for count in [17, 33, 64, 65, 128] where Self.isAlike(set, decay, form, count) {
                     let short = try whole.prefix(count).forward()
                     let first = bits(expected.firstTokens(count, of: tokens))
                     #expect(bits(short.output) == first, "\(set): \(count) tokens alone")
@@ -379,7 +379,7 @@ extension KernelSuite {
             }
         }
 
-        @Test(arguments: [15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 127, 128, 129, 192, 200])
+        @Test(arguments: [16, 17, 31, 32, 33, 48, 63, 64, 65, 127, 129, 200])
         func tokensAroundTiles(tokens: Int) throws {
             for decay in [Decay.none, .head, .token] {
                 for form in Form.allCases {
