@@ -52,19 +52,14 @@ static size_t fetches_of(const forward_call *call) {
 
 /// Whether what is asked for can be computed on tiles, and the kernels where this CPU can do it
 /// too.
-static int fits_tiles(const lmk_delta_rule *r) {
-#if defined(__x86_64__)
-    return r->dtype == LMK_BFLOAT16 && r->decay != LMK_DECAY_KEY && !r->is_generalized &&
+static int can_be_tiled(const lmk_delta_rule *r) {
+    return fits_tiles(r->dtype, r->decay) && !r->is_generalized &&
            r->form != LMK_DELTA_RULE_RECURRENT;
-#else
-    (void)r;
-    return 0;
-#endif
 }
 
 static const delta_tile_kernels *tile_kernels(const lmk_delta_rule *r) {
 #if defined(__x86_64__)
-    if (fits_tiles(r) && lmk_cpu_isa() == LMK_ISA_AMX) return &delta_tile_kernels_amx;
+    if (can_be_tiled(r) && lmk_cpu_isa() == LMK_ISA_AMX) return &delta_tile_kernels_amx;
 #else
     (void)r;
 #endif
@@ -81,7 +76,7 @@ static int is_chunked(const forward_call *call, size_t tokens) {
 
 static size_t tiles_layout(const lmk_delta_rule *r, float *memory, delta_tiles *to) {
     *to = (delta_tiles){0};
-    if (!fits_tiles(r)) return 0;
+    if (!can_be_tiled(r)) return 0;
     const size_t shared = lmk_linear_lay_out_tiles(r->key_dim, memory, &to->products),
                  rows = TILE_TOKENS * lmk_round_up(r->key_dim, 32) / 2,
                  pairs = TILE_TOKENS * TILE_TOKENS / 2;
@@ -111,7 +106,7 @@ static size_t worker_layout(const forward_call *call, float *memory, worker_memo
     const lmk_delta_rule *const r = call->rule;
     const size_t columns = lmk_min(call->plan.group_columns, r->value_dim),
                  state = PANEL * panels_of(r->key_dim) * panels_of(columns),
-                 chunked = r->form == LMK_DELTA_RULE_CHUNKED || fits_tiles(r) ? 1 : 0;
+                 chunked = r->form == LMK_DELTA_RULE_CHUNKED || can_be_tiled(r) ? 1 : 0;
     size_t steps = lmk_delta_memory_layout(r, memory, &to->steps);
     if (chunked)
         steps += lmk_delta_chunk_layout(r, columns, 0, memory ? memory + steps : 0, &to->chunk);
@@ -139,7 +134,7 @@ static forward_call plan_of(const lmk_delta_rule *r) {
     call.block_tokens =
         lmk_min(BLOCK_TOKENS, lmk_round_up(BLOCK_BYTES / token_bytes + 1, CHUNK_TOKENS));
     // Whole chunks.
-    if (fits_tiles(r)) call.block_tokens = BLOCK_TOKENS;
+    if (can_be_tiled(r)) call.block_tokens = BLOCK_TOKENS;
     worker_memory memory;
     call.worker_floats = lmk_round_up(worker_layout(&call, 0, &memory), 32);
     return call;
@@ -345,7 +340,9 @@ static void run_chunks(const forward_call *call, const forward_unit *u, worker_m
     if (call->tiles) call->tiles->begin();
     for (size_t begin = 0; begin < u->tokens; begin += block) {
         const size_t end = lmk_min(begin + block, u->tokens);
-        fetch_list list = fetches_from(call, u, end);
+        // Chunks without tiles do not fetch ahead.
+        fetch_list list = {0};
+        if (call->tiles) list = fetches_from(call, u, end);
         const size_t share = lmk_min(lmk_divide_up(list.columns, u->heads), fetches_of(call));
         for (size_t i = 0; i < u->heads; i++) {
             lmk_fetch_next(&list, share, columns);

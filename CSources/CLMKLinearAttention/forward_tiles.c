@@ -4,19 +4,15 @@
 /// Tokens from which they are faster than passes; CONTRIBUTING.md has the figures.
 #define TILED_TOKENS 32
 
-int lmk_forward_fits_tiles(const lmk_linear_attention *a) {
-#if defined(__x86_64__)
-    return a->dtype == LMK_BFLOAT16 && a->decay != LMK_DECAY_KEY && !a->bonus &&
-           !a->is_normalized && !a->is_bidirectional && a->form != LMK_LINEAR_ATTENTION_RECURRENT;
-#else
-    (void)a;
-    return 0;
-#endif
+/// Whether what is asked for can be computed so.
+static int can_be_tiled(const lmk_linear_attention *a) {
+    return fits_tiles(a->dtype, a->decay) && !a->bonus && !a->is_normalized &&
+           !a->is_bidirectional && a->form != LMK_LINEAR_ATTENTION_RECURRENT;
 }
 
 const linear_tile_kernels *lmk_forward_tile_kernels(const lmk_linear_attention *a) {
 #if defined(__x86_64__)
-    if (lmk_forward_fits_tiles(a) && lmk_cpu_isa() == LMK_ISA_AMX) return &linear_tile_kernels_amx;
+    if (can_be_tiled(a) && lmk_cpu_isa() == LMK_ISA_AMX) return &linear_tile_kernels_amx;
 #else
     (void)a;
 #endif
@@ -30,7 +26,7 @@ int lmk_forward_is_tiled(const forward_call *call, size_t tokens) {
 
 size_t lmk_forward_lay_out_tiles(const lmk_linear_attention *a, float *memory, linear_tiles *to) {
     *to = (linear_tiles){0};
-    return lmk_forward_fits_tiles(a) ? spaced(lmk_linear_lay_out_tiles(a->key_dim, memory, to)) : 0;
+    return can_be_tiled(a) ? spaced(lmk_linear_lay_out_tiles(a->key_dim, memory, to)) : 0;
 }
 
 void lmk_forward_advance(const forward_call *call, const linear_head *head,

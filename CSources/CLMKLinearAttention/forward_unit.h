@@ -116,8 +116,7 @@ void lmk_forward_passes(const forward_call *call, const forward_unit *unit, unsi
 
 // Chunks on tiles: forward_tiles.c.
 
-/// Whether what is asked for can be computed so, and the kernels where this CPU can do it too.
-int lmk_forward_fits_tiles(const lmk_linear_attention *a);
+/// The kernels, where what is asked for can be computed so and this CPU can do it.
 const linear_tile_kernels *lmk_forward_tile_kernels(const lmk_linear_attention *a);
 /// Whether a sequence of this length is computed so.
 int lmk_forward_is_tiled(const forward_call *call, size_t tokens);

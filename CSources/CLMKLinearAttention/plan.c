@@ -151,7 +151,7 @@ linear_plan lmk_linear_plan(const lmk_linear_attention *a) {
     plan.block_tokens =
         lmk_min(BLOCK_TOKENS, lmk_round_up(BLOCK_BYTES / token_bytes + 1, CHUNK_TOKENS));
     // Chunks on tiles take as many.
-    if (a->dtype == LMK_BFLOAT16) plan.block_tokens = BLOCK_TOKENS;
+    if (fits_tiles(a->dtype, a->decay)) plan.block_tokens = BLOCK_TOKENS;
     const size_t group_slices = lmk_divide_up(slices, plan.groups);
     plan.group_columns = VALUE_SLICE * group_slices;
     plan.groups = lmk_divide_up(slices, group_slices);

@@ -1,17 +1,14 @@
 // Steps and their tokens, rates and decays. Included inside a region.
 
-/// The token of a step. Mostly there is one step for each, and a division takes as long as a dozen
-/// multiply-adds.
+/// The token of a step, and whether it begins that or ends it.
 static inline size_t token_of(const delta_head *head, size_t step) {
-    return head->steps == 1 ? step : step / head->steps;
+    return token_of_step(step, head->steps);
 }
-
-/// Whether a step begins its token, or ends it.
 static inline int begins_token(const delta_head *head, size_t step) {
-    return head->steps == 1 || step % head->steps == 0;
+    return is_first_step(step, head->steps);
 }
 static inline int ends_token(const delta_head *head, size_t step) {
-    return head->steps == 1 || (step + 1) % head->steps == 0;
+    return is_last_step(step, head->steps);
 }
 
 /// The rates of steps begin ..< begin + count.

@@ -32,93 +32,45 @@ static void prepare_step_factors(const delta_head *head, delta_tiles *m, size_t 
         }
         load_step_decays(head, first, some, t->decay + i);
     }
-    multiply_decays(t->decay, t->read, t->write);
-    for (size_t i = 0; i < TILE_TOKENS; i += LMK_LANES)
-        store(t->write + i, load(t->write + i) * load(t->keys + i));
+    multiply_decays(t);
 }
 
-/// Queries of the steps that end a token as left factors, zero for the others.
-static __m512i load_left_queries(const delta_head *head, size_t begin, size_t count, size_t steps,
-                                 uint16_t *to) {
-    if (head->steps == 1) return load_left_rows(&head->rows.q, begin, count, steps, to);
-    __m512i largest = _mm512_setzero_si512();
-    for (size_t i = 0; i < TILE_TOKENS; i++) {
-        uint16_t *tile = to + FACTORS * steps * (i / 16) + 32 * (i % 16);
-        const int is_there = i < count && ends_token(head, begin + i);
-        for (size_t s = 0; s < steps; s++, tile += FACTORS) {
-            __m512i row = _mm512_setzero_si512();
-            if (is_there)
-                row = load_row_halves(&head->rows.q, token_of(head, begin + i), TILE_STEPS * s);
-            largest = largest_halves(largest, row);
-            _mm512_store_si512(tile, row);
-        }
+/// What row `i` of a block of steps reads of the steps before it, with a minus: of the blocks
+/// before in three parts, [row of tiles][step of tiles], of its own steps, by `own` decays, as
+/// float32.
+LMK_INLINE f32x16 store_step_row(const delta_tiles *m, size_t block, int i, const float *products,
+                                 const f32x16 *between, f32x16 own, f32x16 found) {
+    const size_t row = 16 * block + (size_t)i;
+    const float rate = -m->rates[row] * m->products.keys[row];
+    f32x16 met[TILE_TOKENS / 16];
+    LMK_UNROLL
+    for (size_t j = 0; j < block; j++) met[j] = load(products + 16 * j) * between[j] * rate;
+    met[block] = splat(0);
+    if (block % 2 == 0) met[block + 1] = splat(0);
+    LMK_UNROLL
+    for (size_t half = 0; half <= block / 2; half++) {
+        const size_t at = FACTORS * (2 * block + half) + 32 * (size_t)i, j = 2 * half;
+        found = store_half_parts(m->met_high + at, m->met_low + at, met[j], met[j + 1], found);
+        store_halves(m->met_last + at, last_part(met[j]), last_part(met[j + 1]));
     }
-    return largest;
+    const f32x16 own_met = load(products + 16 * block) * own * rate;
+    const f32x16 strict = choose(is_before(i), own_met, splat(0));
+    store(m->own_pairs + BLOCK_PAIRS * block + LMK_LANES * i, strict);
+    return find_special(found, strict);
 }
 
-/// What rows of 16 steps, and of their queries, read of the steps up to them: with the blocks
-/// before in two parts, [row of tiles][step of tiles], of the block's own steps as float32. Steps
-/// read with a minus.
-LMK_INLINE f32x16 decay_step_pairs(delta_tiles *m, size_t block, const float *queries,
-                                   const float *keys, int reads, f32x16 between[TILE_TOKENS / 16]) {
-    const linear_tiles *const t = &m->products;
-    f32x16 found = splat(0);
+/// 16 rows of both, from products of queries and keys with keys.
+LMK_INLINE f32x16 decay_pairs_of_block(delta_tiles *m, size_t block, const float *queries,
+                                       const float *keys, int reads,
+                                       f32x16 between[TILE_TOKENS / 16], f32x16 found) {
+    linear_tiles *const t = &m->products;
     for (int i = 0; i < 16; i++, queries += TILE_TOKENS, keys += TILE_TOKENS) {
-        if (i % 8 == 0) fetch_ahead(&m->products.fetch);
-        const size_t row = 16 * block + (size_t)i;
-        const float decay = t->decay[row], rate = -m->rates[row] * t->keys[row];
-        f32x16 pairs[TILE_TOKENS / 16], met[TILE_TOKENS / 16];
-        LMK_UNROLL
-        for (size_t j = 0; j < block; j++) {
-            const f32x16 decayed = between[j] * decay;
-            between[j] = decayed < 0x1p-126f ? splat(0) : decayed;
-            if (reads) pairs[j] = load(queries + 16 * j) * between[j];
-            met[j] = load(keys + 16 * j) * between[j] * rate;
-        }
-        const f32x16 own = between[block] * decay;
-        const f32x16 own_met = load(keys + 16 * block) * own * rate;
-        const f32x16 strict = choose(is_before(i), own_met, splat(0));
-        store(m->own_pairs + BLOCK_PAIRS * block + LMK_LANES * i, strict);
-        found = find_special(found, strict);
-        between[block] = choose(is_lane(i), splat(t->keys[row]), own);
-        if (reads) {
-            pairs[block] =
-                choose(is_before(i + 1), load(queries + 16 * block) * between[block], splat(0));
-        }
-        met[block] = splat(0);
-        if (block % 2 == 0) pairs[block + 1] = met[block + 1] = splat(0);
-        LMK_UNROLL
-        for (size_t half = 0; half <= block / 2; half++) {
-            const size_t at = FACTORS * (2 * block + half) + 32 * (size_t)i, j = 2 * half;
-            if (reads) {
-                const f32x16 low0 = low_part(pairs[j]), low1 = low_part(pairs[j + 1]);
-                store_halves(t->pairs_high + at, rounded_half(pairs[j]),
-                             rounded_half(pairs[j + 1]));
-                store_halves(t->pairs_low + at, low0, low1);
-                found = find_special(find_special(found, low0), low1);
-            }
-            const f32x16 low0 = low_part(met[j]), low1 = low_part(met[j + 1]);
-            store_halves(m->met_high + at, rounded_half(met[j]), rounded_half(met[j + 1]));
-            store_halves(m->met_low + at, low0, low1);
-            store_halves(m->met_last + at, last_part(met[j]), last_part(met[j + 1]));
-            found = find_special(find_special(found, low0), low1);
-        }
+        if (i % 8 == 0) fetch_ahead(&t->fetch);
+        const f32x16 own = decay_between(t, block, i, between);
+        found = store_step_row(m, block, i, keys, between, own, found);
+        if (reads) found = store_pair_row(t, block, i, queries, between, found);
     }
     return found;
-}
-
-/// Products of 32 rows from `i` on with the keys up to them.
-LMK_INLINE void multiply_step_rows(const delta_tiles *m, const uint16_t *left, size_t i,
-                                   size_t steps, float *sums) {
-    for (size_t j = 0; j <= i; j += 32) {
-        zero_sums();
-        add_tile_products(
-            (factor_tiles){left + FACTORS * steps * (i / 16), FACTORS, FACTORS * steps},
-            (factor_tiles){m->products.keys_right + FACTORS * (j / 16), FACTORS * TILE_TOKENS / 16,
-                           FACTORS},
-            steps, 1, 1);
-        store_sums(sums + j, 16 * TILE_TOKENS, 16, TILE_TOKENS, 1, 1);
-    }
 }
 
 static f32x16 multiply_step_pairs(delta_tiles *m, size_t count, size_t steps, int reads) {
@@ -126,11 +78,12 @@ static f32x16 multiply_step_pairs(delta_tiles *m, size_t count, size_t steps, in
     float *const queries = m->products.sums, *const keys = queries + 32 * TILE_TOKENS + 16;
     const size_t second = 16 * TILE_TOKENS;
     for (size_t i = 0; i < count; i += 32) {
-        multiply_step_rows(m, m->keys_left, i, steps, keys);
-        if (reads) multiply_step_rows(m, m->products.queries_left, i, steps, queries);
+        multiply_rows(&m->products, m->keys_left, i, steps, keys);
+        if (reads) multiply_rows(&m->products, m->products.queries_left, i, steps, queries);
 #define DECAY(BLOCK, ROW)                                                                          \
-    if (reads) found += decay_step_pairs(m, BLOCK, queries + (ROW), keys + (ROW), 1, between);     \
-    else found += decay_step_pairs(m, BLOCK, queries + (ROW), keys + (ROW), 0, between)
+    if (reads)                                                                                     \
+        found = decay_pairs_of_block(m, BLOCK, queries + (ROW), keys + (ROW), 1, between, found);  \
+    else found = decay_pairs_of_block(m, BLOCK, queries + (ROW), keys + (ROW), 0, between, found)
         if (i == 0) {
             DECAY(0, 0);
             DECAY(1, second);
@@ -204,11 +157,10 @@ LMK_INLINE f32x16 substitute_block(const delta_tiles *m, const token_rows *v, si
         const size_t to = FACTORS * (2 * (block / 2) + p) + 256 * (block % 2);
         LMK_UNROLL
         for (size_t i = 0; i < CHUNK_TOKENS; i += 2) {
-            const f32x16 low0 = low_part(u[i]), low1 = low_part(u[i + 1]);
-            store_pairs(t->values_right + to + 16 * i, rounded_half(u[i]), rounded_half(u[i + 1]));
-            store_pairs(m->values_low + to + 16 * i, low0, low1);
-            store_pairs(m->values_last + to + 16 * i, last_part(u[i]), last_part(u[i + 1]));
-            found = find_special(find_special(found, low0), low1);
+            const size_t at = to + 16 * i;
+            found =
+                store_pair_parts(t->values_right + at, m->values_low + at, u[i], u[i + 1], found);
+            store_pairs(m->values_last + at, last_part(u[i]), last_part(u[i + 1]));
         }
     }
     return found;
@@ -228,36 +180,13 @@ LMK_INLINE f32x16 substitute_steps(const delta_tiles *m, const token_rows *v, si
     return found;
 }
 
-LMK_INLINE void store_step_outputs(const delta_head *head, delta_tiles *m, size_t begin,
-                                   size_t count, int wide) {
-    const linear_tiles *const t = &m->products;
-    const token_rows_out *const o = &head->rows.o;
-    const uint32_t columns = (uint32_t)((1ull << o->width) - 1);
-    const __mmask16 masks[2] = {(__mmask16)columns, (__mmask16)(columns >> 16)};
-    for (size_t i = 0; i < count; i++) {
-        if (i % 8 == 0) fetch_ahead(&m->products.fetch);
-        if (!ends_token(head, begin + i)) continue;
-        uint16_t *const to = (uint16_t *)o->data + o->stride * token_of(head, begin + i);
-        const float *const carried =
-                               t->sums + 2 * OUTPUT_SUMS * (i / 32) + OUTPUT_STRIDE * (i % 32),
-                           *const met = carried + OUTPUT_SUMS;
-        for (size_t p = 0; p < (wide ? 2 : 1); p++) {
-            const size_t at = LMK_LANES * p;
-            const f32x16 sum = load(carried + at) * t->read[i] + load(met + at);
-            const __m256i rounded = (__m256i)_mm512_cvtneps_pbh((__m512)(sum * t->queries[i]));
-            _mm256_mask_storeu_epi16(to + at, masks[p], rounded);
-        }
-    }
-}
-
 /// 16 or 32 columns of o, and of the state. Returns NaN in a lane, and has written nothing, where a
 /// number was not finite.
 LMK_INLINE f32x16 advance_step_columns(const delta_head *head, size_t panels, delta_tiles *m,
                                        size_t begin, size_t count, size_t steps, float *state,
                                        int wide) {
     const linear_tiles *const t = &m->products;
-    const int reads = head->rows.o.data != 0,
-              has_factor = head->rows.decay != LMK_DECAY_NONE || head->rows.has_unit_length;
+    const int reads = head->rows.o.data != 0;
     const size_t state_panel = PANEL * panels;
     f32x16 found = splat(0);
     for (size_t p = 0; p < (wide ? 2 : 1); p++) {
@@ -271,8 +200,9 @@ LMK_INLINE f32x16 advance_step_columns(const delta_head *head, size_t panels, de
     if (has_special(found)) return found;
     for (size_t i = 0; reads && i < count; i += 32)
         multiply_outputs(t, i, steps, m->values_low, wide);
-    write_tile_state(t, panels, count, has_factor, m->values_low, state, state_panel, wide);
-    if (reads) store_step_outputs(head, m, begin, count, wide);
+    write_tile_state(t, panels, count, has_key_factors(&head->rows), m->values_low, state,
+                     state_panel, wide);
+    if (reads) store_outputs(&m->products, &head->rows.o, head->steps, begin, count, wide);
     return found;
 }
 
@@ -289,9 +219,9 @@ static size_t steps_before_special(const delta_head *head, const delta_tiles *m,
     const size_t steps = first_special_row(&head->rows.k, begin, count);
     for (size_t i = 0; i < steps; i++) {
         const size_t token = token_of(head, begin + i);
-        float sum = t->decay[i] * 0 + t->keys[i] * 0 + m->rates[i] * 0;
-        for (size_t j = 0; j < LMK_LANES; j++) sum += m->own_pairs[LMK_LANES * i + j] * 0;
-        if (sum != sum || is_special_pair_row(&met, i)) return i;
+        const f32x16 own = find_special(splat(0), load(m->own_pairs + LMK_LANES * i));
+        if (t->decay[i] * 0 != 0 || t->keys[i] * 0 != 0 || m->rates[i] * 0 != 0) return i;
+        if (has_special(own) || is_special_pair_row(&met, i)) return i;
         if (!reads) continue;
         if (t->queries[i] * 0 != 0 || is_special_pair_row(t, i)) return i;
         if (ends_token(head, begin + i) && first_special_row(&head->rows.q, token, 1) == 0)
@@ -318,10 +248,9 @@ static void advance_tiles_chunk(const delta_head *head, const delta_chunk *c, de
                                 size_t begin, size_t count, float *state);
 
 /// 32 columns of a head, or those that are left.
-LMK_INLINE delta_head columns_of_head(const delta_head *head, size_t column) {
+LMK_INLINE delta_head columns_of_steps(const delta_head *head, size_t column) {
     delta_head part = *head;
-    part.rows.v = some_columns(head->rows.v, column);
-    if (head->rows.o.data) part.rows.o = some_columns_out(head->rows.o, column);
+    part.rows = columns_of_head(&head->rows, column);
     return part;
 }
 
@@ -341,17 +270,17 @@ static void advance_tiles_chunk(const delta_head *head, const delta_chunk *c, de
                                 size_t begin, size_t count, float *state) {
     linear_tiles *const t = &m->products;
     const linear_head *const rows = &head->rows;
-    const int reads = rows->o.data != 0,
-              has_factor = rows->decay != LMK_DECAY_NONE || rows->has_unit_length;
+    const int reads = rows->o.data != 0;
     const size_t steps = lmk_divide_up(rows->k.width, TILE_STEPS),
                  panels = panels_of(rows->k.width);
     prepare_step_factors(head, m, begin, count);
     __m512i largest = load_right_columns(&rows->k, begin, count, steps, t->keys_right);
-    load_left_rows(&rows->k, begin, count, steps, m->keys_left);
-    f32x16 found = turn_keys(t->keys_right, steps, has_factor ? t->write : 0, t->keys_high,
-                             t->keys_low, &t->fetch);
+    load_left_rows(&rows->k, 1, begin, count, steps, m->keys_left);
+    f32x16 found = turn_keys(t->keys_right, steps, has_key_factors(rows) ? t->write : 0,
+                             t->keys_high, t->keys_low, &t->fetch);
     if (reads) {
-        const __m512i queries = load_left_queries(head, begin, count, steps, t->queries_left);
+        const __m512i queries =
+            load_left_rows(&rows->q, head->steps, begin, count, steps, t->queries_left);
         largest = _mm512_max_epu16(largest, queries);
     }
     found += multiply_step_pairs(m, count, steps, reads);
@@ -364,7 +293,7 @@ static void advance_tiles_chunk(const delta_head *head, const delta_chunk *c, de
     uint8_t before[LMK_LINEAR_ATTENTION_DIM / 32];
     uint32_t special_columns = 0;
     for (size_t column = 0; column < panels_of(rows->v.width); column += VALUE_PANELS) {
-        const delta_head columns = columns_of_head(head, column);
+        const delta_head columns = columns_of_steps(head, column);
         float *const part = state + PANEL * panels * column;
         const int wide = columns.rows.v.width > LMK_LANES;
         if (wide) found = advance_step_columns(&columns, panels, m, begin, count, steps, part, 1);
@@ -375,7 +304,7 @@ static void advance_tiles_chunk(const delta_head *head, const delta_chunk *c, de
     }
     for (; special_columns; special_columns &= special_columns - 1) {
         const size_t group = (size_t)__builtin_ctz(special_columns), column = VALUE_PANELS * group;
-        const delta_head columns = columns_of_head(head, column);
+        const delta_head columns = columns_of_steps(head, column);
         advance_in_parts(&columns, c, m, begin, before[group], count,
                          state + PANEL * panels * column);
     }

@@ -156,6 +156,20 @@ typedef struct linear_gradient_chunk {
     float *dstate;
 } linear_gradient_chunk;
 
+/// The token of a step, where each token has `steps`. Mostly there is one, and a division takes as
+/// long as a dozen multiply-adds.
+static inline size_t token_of_step(size_t step, size_t steps) {
+    return steps == 1 ? step : step / steps;
+}
+
+/// Whether a step begins its token, or ends it.
+static inline int is_first_step(size_t step, size_t steps) {
+    return steps == 1 || step % steps == 0;
+}
+static inline int is_last_step(size_t step, size_t steps) {
+    return steps == 1 || (step + 1) % steps == 0;
+}
+
 /// Tokens of a chunk on tiles.
 #define TILE_TOKENS ((size_t)64)
 #define TILE_SUMS (TILE_TOKENS * TILE_TOKENS + 64)

@@ -20,6 +20,17 @@ static inline int is_serial(const lmk_linear_attention *a, size_t writes) {
     return rows < SERIAL_WORK && rows * a->heads * a->key_dim * a->value_dim < SERIAL_WORK;
 }
 
+/// Whether chunks on tiles can hold such numbers and decays, where a CPU has tiles.
+static inline int fits_tiles(lmk_dtype dtype, lmk_decay decay) {
+#if defined(__x86_64__)
+    return dtype == LMK_BFLOAT16 && decay != LMK_DECAY_KEY;
+#else
+    (void)dtype;
+    (void)decay;
+    return 0;
+#endif
+}
+
 /// A piece of the workspace.
 typedef struct matrix_part {
     float **matrix;

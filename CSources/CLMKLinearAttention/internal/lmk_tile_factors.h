@@ -101,6 +101,23 @@ LMK_INLINE void store_pairs(uint16_t *to, f32x16 first, f32x16 second) {
 LMK_INLINE f32x16 find_special(f32x16 found, f32x16 x) { return x * splat(0) + found; }
 LMK_INLINE int has_special(f32x16 found) { return any_of(found != found); }
 
+/// Two parts of two vectors, one behind the other or in pairs; returns `found` with what is special
+/// in them.
+LMK_INLINE f32x16 store_half_parts(uint16_t *high, uint16_t *low, f32x16 first, f32x16 second,
+                                   f32x16 found) {
+    const f32x16 first_low = low_part(first), second_low = low_part(second);
+    store_halves(high, rounded_half(first), rounded_half(second));
+    store_halves(low, first_low, second_low);
+    return find_special(find_special(found, first_low), second_low);
+}
+LMK_INLINE f32x16 store_pair_parts(uint16_t *high, uint16_t *low, f32x16 first, f32x16 second,
+                                   f32x16 found) {
+    const f32x16 first_low = low_part(first), second_low = low_part(second);
+    store_pairs(high, rounded_half(first), rounded_half(second));
+    store_pairs(low, first_low, second_low);
+    return find_special(find_special(found, first_low), second_low);
+}
+
 /// 32 elements of a row from `at` on, those past its width zero.
 LMK_INLINE __m512i load_row_halves(const token_rows *x, size_t token, size_t at) {
     const uint16_t *const from = (const uint16_t *)x->data + x->stride * token + at;
@@ -118,15 +135,18 @@ LMK_INLINE int is_finite(__m512i largest) {
     return _mm512_cmpge_epu16_mask(largest, _mm512_set1_epi16(0x7f80)) == 0;
 }
 
-/// Queries as left factors, [row of tiles][step of tiles].
-static __m512i load_left_rows(const token_rows *x, size_t begin, size_t count, size_t steps,
-                              uint16_t *to) {
+/// Rows as left factors, [row of tiles][step of tiles]: those of the tokens that end at a step of
+/// the chunk, of which each token has `steps_of_token`, and zeros for other steps.
+LMK_INLINE __m512i load_left_rows(const token_rows *x, size_t steps_of_token, size_t begin,
+                                  size_t count, size_t steps, uint16_t *to) {
     __m512i largest = _mm512_setzero_si512();
     for (size_t i = 0; i < TILE_TOKENS; i++) {
         uint16_t *tile = to + FACTORS * steps * (i / 16) + 32 * (i % 16);
+        const int is_there = i < count && is_last_step(begin + i, steps_of_token);
+        const size_t token = token_of_step(begin + i, steps_of_token);
         for (size_t s = 0; s < steps; s++, tile += FACTORS) {
             const __m512i row =
-                i < count ? load_row_halves(x, begin + i, TILE_STEPS * s) : _mm512_setzero_si512();
+                is_there ? load_row_halves(x, token, TILE_STEPS * s) : _mm512_setzero_si512();
             largest = largest_halves(largest, row);
             _mm512_store_si512(tile, row);
         }
@@ -175,21 +195,19 @@ static f32x16 turn_keys(const uint16_t *keys_right, size_t steps, const float *w
                 const size_t row = FACTORS * (2 * (2 * s + p / 8) + half) + 32 * (2 * p % 16);
                 f32x16 even0 = floats_of(first << 16), even1 = floats_of(second << 16),
                        odd0 = floats_of(first & HIGH_HALF), odd1 = floats_of(second & HIGH_HALF);
-                if (write) {
-                    even0 *= first_factor;
-                    even1 *= second_factor;
-                    odd0 *= first_factor;
-                    odd1 *= second_factor;
-                    const f32x16 low0 = low_part(even0), low1 = low_part(even1),
-                                 low2 = low_part(odd0), low3 = low_part(odd1);
-                    store_halves(keys_low + row, low0, low1);
-                    store_halves(keys_low + row + 32, low2, low3);
-                    found = find_special(find_special(found, low0), low1);
-                    found = find_special(find_special(found, low2), low3);
+                uint16_t *const high = keys_high + row, *const low = keys_low + row;
+                if (!write) {
+                    // They end in zeros: their upper halves are all there is.
+                    store_halves(high, even0, even1);
+                    store_halves(high + 32, odd0, odd1);
+                    continue;
                 }
-                // Keys as they are end in zeros: rounding leaves them alone.
-                store_halves(keys_high + row, rounded_half(even0), rounded_half(even1));
-                store_halves(keys_high + row + 32, rounded_half(odd0), rounded_half(odd1));
+                even0 *= first_factor;
+                even1 *= second_factor;
+                odd0 *= first_factor;
+                odd1 *= second_factor;
+                found = store_half_parts(high, low, even0, even1, found);
+                found = store_half_parts(high + 32, low + 32, odd0, odd1, found);
             }
         }
     }
@@ -233,10 +251,7 @@ static f32x16 split_state(const float *state, size_t rows, size_t steps, float d
                 store(decayed + LMK_LANES * d, first * decay);
                 store(decayed + LMK_LANES * (d + 1), second * decay);
             }
-            const f32x16 first_low = low_part(first), second_low = low_part(second);
-            store_pairs(high + 32 * p, rounded_half(first), rounded_half(second));
-            store_pairs(low + 32 * p, first_low, second_low);
-            found = find_special(find_special(found, first_low), second_low);
+            found = store_pair_parts(high + 32 * p, low + 32 * p, first, second, found);
         }
     }
     return found;

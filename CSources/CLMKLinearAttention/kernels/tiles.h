@@ -21,45 +21,22 @@ static void prepare_token_factors(const linear_head *head, linear_tiles *m, size
         float keys[CHUNK_TOKENS];
         row_factors(&head->k, begin + i, some, head, 1, keys);
         store(m->keys + i, choose(is_there, load(keys), splat(0)));
-        row_factors(&head->q, begin + i, some, head, head->scale, m->queries + i);
+        // Without outputs there may be no queries.
+        row_factors(&head->q, begin + i, head->o.data ? some : 0, head, head->scale,
+                    m->queries + i);
         if (head->decay != LMK_DECAY_NONE) load_token_decays(head, begin + i, some, m->decay + i);
         else store(m->decay + i, splat(1));
     }
-    multiply_decays(m->decay, m->read, m->write);
-    for (size_t i = 0; i < TILE_TOKENS; i += LMK_LANES)
-        store(m->write + i, load(m->write + i) * load(m->keys + i));
+    multiply_decays(m);
 }
 
-/// Products of 16 queries, those of row `block` of tiles, with the keys up to them become P in two
-/// parts, [row of tiles][step of tiles].
-LMK_INLINE f32x16 decay_tile_pairs(linear_tiles *m, size_t block, const float *products,
-                                   f32x16 between[TILE_TOKENS / 16]) {
-    f32x16 found = splat(0);
+/// 16 rows of P, from the products of their queries with keys.
+LMK_INLINE f32x16 decay_pairs_of_block(linear_tiles *m, size_t block, const float *products,
+                                       f32x16 between[TILE_TOKENS / 16], f32x16 found) {
     for (int i = 0; i < 16; i++, products += TILE_TOKENS) {
         if (i % 8 == 0) fetch_ahead(&m->fetch);
-        const float decay = m->decay[16 * block + (size_t)i];
-        f32x16 pairs[TILE_TOKENS / 16];
-        LMK_UNROLL
-        for (size_t j = 0; j < block; j++) {
-            // One that is denormal would stay so, and each product with it takes long.
-            const f32x16 decayed = between[j] * decay;
-            between[j] = decayed < 0x1p-126f ? splat(0) : decayed;
-            pairs[j] = load(products + 16 * j) * between[j];
-        }
-        between[block] =
-            choose(is_lane(i), splat(m->keys[16 * block + (size_t)i]), between[block] * decay);
-        pairs[block] =
-            choose(is_before(i + 1), load(products + 16 * block) * between[block], splat(0));
-        if (block % 2 == 0) pairs[block + 1] = splat(0);
-        LMK_UNROLL
-        for (size_t half = 0; half <= block / 2; half++) {
-            const size_t at = FACTORS * (2 * block + half) + 32 * (size_t)i;
-            const f32x16 low0 = low_part(pairs[2 * half]), low1 = low_part(pairs[2 * half + 1]);
-            store_halves(m->pairs_high + at, rounded_half(pairs[2 * half]),
-                         rounded_half(pairs[2 * half + 1]));
-            store_halves(m->pairs_low + at, low0, low1);
-            found = find_special(find_special(found, low0), low1);
-        }
+        decay_between(m, block, i, between);
+        found = store_pair_row(m, block, i, products, between, found);
     }
     return found;
 }
@@ -67,45 +44,17 @@ LMK_INLINE f32x16 decay_tile_pairs(linear_tiles *m, size_t block, const float *p
 static f32x16 multiply_tile_pairs(linear_tiles *m, size_t count, size_t steps) {
     f32x16 found = splat(0), between[TILE_TOKENS / 16] = {0};
     for (size_t i = 0; i < count; i += 32) {
-        for (size_t j = 0; j <= i; j += 32) {
-            zero_sums();
-            add_tile_products((factor_tiles){m->queries_left + FACTORS * steps * (i / 16), FACTORS,
-                                             FACTORS * steps},
-                              (factor_tiles){m->keys_right + FACTORS * (j / 16),
-                                             FACTORS * TILE_TOKENS / 16, FACTORS},
-                              steps, 1, 1);
-            store_sums(m->sums + j, 16 * TILE_TOKENS, 16, TILE_TOKENS, 1, 1);
-        }
+        multiply_rows(m, m->queries_left, i, steps, m->sums);
         const float *const second = m->sums + 16 * TILE_TOKENS;
         if (i == 0) {
-            found += decay_tile_pairs(m, 0, m->sums, between);
-            found += decay_tile_pairs(m, 1, second, between);
+            found = decay_pairs_of_block(m, 0, m->sums, between, found);
+            found = decay_pairs_of_block(m, 1, second, between, found);
         } else {
-            found += decay_tile_pairs(m, 2, m->sums, between);
-            found += decay_tile_pairs(m, 3, second, between);
+            found = decay_pairs_of_block(m, 2, m->sums, between, found);
+            found = decay_pairs_of_block(m, 3, second, between, found);
         }
     }
     return found;
-}
-
-// MARK: Columns of values
-
-LMK_INLINE void store_outputs(linear_tiles *m, const token_rows_out *o, size_t begin, size_t i,
-                              size_t count, int wide) {
-    const float *const carried = m->sums + 2 * OUTPUT_SUMS * (i / 32), *const met =
-                                                                           carried + OUTPUT_SUMS;
-    const uint32_t columns = (uint32_t)((1ull << o->width) - 1);
-    const __mmask16 first = (__mmask16)columns, second = (__mmask16)(columns >> 16);
-    for (size_t r = 0; r < lmk_min(count - i, 32); r++) {
-        if (r % 8 == 0) fetch_ahead(&m->fetch);
-        uint16_t *const to = (uint16_t *)o->data + o->stride * (begin + i + r);
-        for (size_t p = 0; p < (wide ? 2 : 1); p++) {
-            const size_t at = OUTPUT_STRIDE * r + LMK_LANES * p;
-            const f32x16 sum = load(carried + at) * m->read[i + r] + load(met + at);
-            const __m256i rounded = (__m256i)_mm512_cvtneps_pbh((__m512)(sum * m->queries[i + r]));
-            _mm256_mask_storeu_epi16(to + LMK_LANES * p, p == 0 ? first : second, rounded);
-        }
-    }
 }
 
 // MARK: Chunks
@@ -113,12 +62,10 @@ LMK_INLINE void store_outputs(linear_tiles *m, const token_rows_out *o, size_t b
 /// 16 or 32 columns of o, and of the state.
 LMK_INLINE void advance_columns(const linear_head *head, const linear_chunk *c, linear_tiles *m,
                                 size_t begin, size_t count, size_t steps, float *state, int wide) {
-    const int reads = head->o.data != 0,
-              has_factor = head->decay != LMK_DECAY_NONE || head->has_unit_length;
+    const int reads = head->o.data != 0;
     for (size_t i = 0; reads && i < count; i += 32) multiply_outputs(m, i, steps, 0, wide);
-    write_tile_state(m, c->panels, count, has_factor, 0, state, PANEL * c->panels, wide);
-    for (size_t i = 0; reads && i < count; i += 32)
-        store_outputs(m, &head->o, begin, i, count, wide);
+    write_tile_state(m, c->panels, count, has_key_factors(head), 0, state, PANEL * c->panels, wide);
+    if (reads) store_outputs(m, &head->o, 1, begin, count, wide);
 }
 
 /// Tokens of a chunk before the first one that tiles cannot take, all columns of values alike; 0 if
@@ -129,8 +76,8 @@ static size_t tokens_before_special(const linear_head *head, const linear_tiles 
     size_t tokens = first_special_row(&head->k, begin, count);
     if (reads) tokens = first_special_row(&head->q, begin, tokens);
     for (size_t i = 0; i < tokens; i++) {
-        const float sum = m->decay[i] * 0 + m->keys[i] * 0 + m->queries[i] * 0;
-        if (sum != sum || (reads && is_special_pair_row(m, i))) return i;
+        if (m->decay[i] * 0 != 0 || m->keys[i] * 0 != 0) return i;
+        if (reads && (m->queries[i] * 0 != 0 || is_special_pair_row(m, i))) return i;
     }
     return tokens < count ? tokens : 0;
 }
@@ -145,26 +92,17 @@ static void advance_in_parts(const linear_head *head, const linear_chunk *c, lin
     linear_attention_kernels_avx512.advance(head, c, begin + tokens, begin + count, state);
 }
 
-/// 32 columns of a head, or those that are left.
-LMK_INLINE linear_head columns_of_head(const linear_head *head, size_t column) {
-    linear_head part = *head;
-    part.v = some_columns(head->v, column);
-    if (head->o.data) part.o = some_columns_out(head->o, column);
-    return part;
-}
-
 static void advance_tiles_chunk(const linear_head *head, const linear_chunk *c, linear_tiles *m,
                                 size_t begin, size_t count, float *state) {
-    const int reads = head->o.data != 0,
-              has_factor = head->decay != LMK_DECAY_NONE || head->has_unit_length;
+    const int reads = head->o.data != 0;
     const size_t steps = lmk_divide_up(head->k.width, TILE_STEPS);
     prepare_token_factors(head, m, begin, count);
     __m512i largest = load_right_columns(&head->k, begin, count, steps, m->keys_right);
-    f32x16 found = turn_keys(m->keys_right, steps, has_factor ? m->write : 0, m->keys_high,
-                             m->keys_low, &m->fetch);
+    f32x16 found = turn_keys(m->keys_right, steps, has_key_factors(head) ? m->write : 0,
+                             m->keys_high, m->keys_low, &m->fetch);
     if (reads) {
-        largest = _mm512_max_epu16(largest,
-                                   load_left_rows(&head->q, begin, count, steps, m->queries_left));
+        largest = _mm512_max_epu16(
+            largest, load_left_rows(&head->q, 1, begin, count, steps, m->queries_left));
         found += multiply_tile_pairs(m, count, steps);
     }
     if (!is_finite(largest) || has_special(found)) {
