@@ -7,8 +7,8 @@ import LMKernels
 enum Limit: Equatable {
     /// Fused multiply-add.
     case float32
-    /// Dot product of pairs; where the CPU has none in use, bfloat16 is widened and multiplied as
-    /// float32.
+    /// Dot product of pairs, or tiles of them; where neither is in use, bfloat16 is widened and
+    /// multiplied as float32.
     case bfloat16
     /// Memory: the bytes that a copy past the caches reads and writes.
     case copying

@@ -31,8 +31,8 @@
 // decays are per key, the form is generalised or the recurrence is asked for. What is not bfloat16
 // there, the state among it, is a sum of two or three such numbers: o is rounded once as ever
 // (1.7e-3), a state is right to 2e-5 over 512 steps of rates near 2 and to 6e-5 where keys are
-// nearly the same, where the recurrence has 1e-6 and 3e-5. Numbers below the normal ones count as
-// 0.
+// nearly the same, where the recurrence has 1e-6 and 3e-5. Numbers below 2^-126 count as 0.
+// Backward is that of other sets.
 #ifndef LMK_DELTA_RULE_H
 #define LMK_DELTA_RULE_H
 
@@ -61,8 +61,7 @@ typedef enum LMK_CLOSED_ENUM lmk_beta {
 /// How the recurrence is computed; the results agree to rounding.
 typedef enum LMK_CLOSED_ENUM lmk_delta_rule_form {
     /// The recurrence; chunks where they run on tiles and there are at least 32 steps.
-    /// CONTRIBUTING.md
-    /// has the figures.
+    /// CONTRIBUTING.md has the figures.
     LMK_DELTA_RULE_AUTOMATIC = 0,
     /// Two steps at a time, in one pass over the state.
     LMK_DELTA_RULE_RECURRENT = 1,

@@ -156,7 +156,7 @@ size_t lmk_linear_attention_workspace_size(const lmk_linear_attention *attention
 /// the first token of a chunk on that holds or makes a number that is not finite, the chunk goes
 /// through the kernels of AVX-512. The bits differ from those of other sets; they depend neither on
 /// threads nor on later tokens, and a sequence that is cut at a multiple of 64 tokens, 16 under
-/// other sets, has the same ones in the chunked form.
+/// other sets, has the same ones in the chunked form. Backward is that of other sets.
 lmk_status lmk_linear_attention_forward(const lmk_linear_attention *attention,
                                         const lmk_linear_attention_results *results,
                                         void *LMK_NULLABLE workspace, size_t workspace_size,

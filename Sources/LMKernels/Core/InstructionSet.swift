@@ -7,8 +7,8 @@ internal import CLMKCore
 /// Intel's. The environment variable `LMK_ISA` names another; its values are the raw values here.
 ///
 /// float32 results have the same bits with every set that has fused multiply-add, which is all but
-/// `generic` on x86-64. What multiplies bfloat16 differs with `avx512bf16`, which adds pairs, and
-/// with `amx`.
+/// `generic` on x86-64. Products of bfloat16 differ with `avx512bf16`, which adds pairs, and with
+/// `amx`; so do linear attention and the delta rule of bfloat16 with `amx`, forward.
 public enum InstructionSet: String, CaseIterable, Sendable {
     /// The platform's baseline: SSE2 on x86-64.
     case generic
@@ -19,7 +19,8 @@ public enum InstructionSet: String, CaseIterable, Sendable {
     /// AVX-512 with the dot product of bfloat16.
     case avx512bf16
     /// The same with tiles of bfloat16, Advanced Matrix Extensions: Intel's from Sapphire Rapids on,
-    /// where the operating system lets the process use them.
+    /// where the operating system lets the process use them. Tiles take matrix products of bfloat16
+    /// and its linear attention and delta rule, forward; everything else is that of AVX-512.
     case amx
     /// Advanced SIMD of 64-bit Arm.
     case neon

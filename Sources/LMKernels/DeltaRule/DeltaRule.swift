@@ -39,7 +39,7 @@
 /// the form is generalised or the recurrence is asked for. What is not bfloat16 there, the state
 /// among it, is a sum of two or three such numbers: o is rounded once as ever (1.7e-3), a state is
 /// right to 2e-5 over 512 steps of rates near 2 and to 6e-5 where keys are nearly the same, where the
-/// recurrence has 1e-6 and 3e-5. Numbers below the normal ones count as 0.
+/// recurrence has 1e-6 and 3e-5. Numbers below 2^-126 count as 0. Backward is that of other sets.
 ///
 /// A batch [batch, tokens] holds `batch` sequences of `tokens` tokens, or, with offsets and a batch
 /// of 1, packed sequences one after the other. N is the number of sequences. The R steps of a token

@@ -22,7 +22,7 @@ extension LinearAttention {
     /// scale, so that a product beyond the range of float32 is infinite, or NaN, even if it would
     /// come back. The bits differ from those of other sets; they do not depend on threads or later
     /// tokens, and a sequence that is cut at a multiple of 64 tokens, 16 elsewhere, has the same in
-    /// the chunked form.
+    /// the chunked form. Backward is that of other sets.
     ///
     /// Outputs overlap neither inputs nor each other; see `forward(...inPlace:)` for a state that is
     /// carried along.
