@@ -144,8 +144,9 @@ static float *checkpoint_of(const backward_call *call, const backward_memory *m,
 }
 
 /// The state before chunk `chunk` of a block.
-static float *state_of(const backward_call *call, const backward_memory *m, size_t i,
+static float *state_of(const backward_call *call, const backward_memory *m, size_t i, size_t block,
                        size_t chunk) {
+    if (chunk == 0) return checkpoint_of(call, m, i, block);
     return m->states + transposed_floats(&call->view) * (call->block_chunks * i + chunk);
 }
 
@@ -330,13 +331,11 @@ static void retreat_block(const backward_call *call, const backward_unit *u,
     for (size_t i = 0; i < u->heads; i++) {
         const delta_head head = head_of(call, u, i);
         chunk.errors = m->errors + error_floats(call) * i;
-        float *const first = state_of(call, m, i, 0), *const checkpoint =
-                                                          checkpoint_of(call, m, i, block);
-        for (size_t n = 0; n < size; n++) first[n] = checkpoint[n];
         for (size_t n = 0; n + 1 < chunks; n++) {
             chunk.near = rows_of_chunk(call, u, i, begin + CHUNK_TOKENS * (n + 1), chunk.errors, 0);
             call->kernels->sweep(&head, &chunk, begin + CHUNK_TOKENS * n, CHUNK_TOKENS,
-                                 state_of(call, m, i, n), state_of(call, m, i, n + 1));
+                                 state_of(call, m, i, block, n),
+                                 state_of(call, m, i, block, n + 1));
         }
     }
     for (size_t n = chunks; n-- > 0;) {
@@ -353,7 +352,7 @@ static void retreat_block(const backward_call *call, const backward_unit *u,
                                            m->errors + error_floats(call) * after, 1);
             }
             call->kernels->retreat(&head, &to, &chunk, step, lmk_min(CHUNK_TOKENS, end - step),
-                                   state_of(call, m, i, n), m->dstates + size * i);
+                                   state_of(call, m, i, block, n), m->dstates + size * i);
         }
     }
     store_sums(call, u, m, begin, end);

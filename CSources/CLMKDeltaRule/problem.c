@@ -249,8 +249,8 @@ size_t lmk_delta_chunk_layout(const lmk_delta_rule *r, size_t columns, int is_ba
     const size_t floats = lmk_linear_lay_out(parts, sizeof parts / sizeof *parts, memory);
     if (!memory) return floats;
     g.dstate = c->dstate;
-    p.no_fetch = (fetch_column *)(void *)fetch;
-    for (size_t i = 0; i < fetches; i++) p.no_fetch[i] = (fetch_column){(const char *)c->q, 0};
+    p.chunk_fetch = (fetch_column *)(void *)fetch;
+    for (size_t i = 0; i < fetches; i++) p.chunk_fetch[i] = (fetch_column){(const char *)c->q, 0};
     const int has_decay = r->decay != LMK_DECAY_NONE;
     for (int i = 0; i < DELTA_PAIRS; i++) {
         const int of_steps = i == STEPS_OF_U || i == STEPS_OF_V,

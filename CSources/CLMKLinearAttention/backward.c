@@ -134,7 +134,9 @@ static float *checkpoint_of(const backward_call *call, const backward_memory *m,
 }
 
 /// The state before chunk `i` of a block.
-static float *state_of(const backward_call *call, const backward_memory *m, size_t r, size_t i) {
+static float *state_of(const backward_call *call, const backward_memory *m, size_t r, size_t block,
+                       size_t i) {
+    if (i == 0) return checkpoint_of(call, m, r, block);
     return m->states + transposed_floats(call->attention) * (call->block_chunks * r + i);
 }
 
@@ -222,12 +224,10 @@ static void retreat_block(const backward_call *call, const backward_unit *u,
     const size_t size = transposed_floats(call->attention),
                  chunks = lmk_divide_up(end - begin, CHUNK_TOKENS),
                  block = begin / (CHUNK_TOKENS * call->block_chunks);
-    for (size_t r = 0; r < u->heads; r++)
-        copy(state_of(call, m, r, 0), checkpoint_of(call, m, r, block), size);
     for (size_t i = 0; i + 1 < chunks; i++) {
         for (size_t r = 0; r < u->heads; r++) {
-            sweep(call, u, m, r, begin + CHUNK_TOKENS * i, state_of(call, m, r, i),
-                  state_of(call, m, r, i + 1));
+            sweep(call, u, m, r, begin + CHUNK_TOKENS * i, state_of(call, m, r, block, i),
+                  state_of(call, m, r, block, i + 1));
         }
     }
     for (size_t i = chunks; i-- > 0;) {
@@ -244,8 +244,8 @@ static void retreat_block(const backward_call *call, const backward_unit *u,
                 add_near_rows(&chunk.near, gradients_of(call, u, m, after, begin).output);
             }
             call->kernels->retreat(&head, &to, &chunk, &m->gradient, t,
-                                   lmk_min(CHUNK_TOKENS, end - begin - t), state_of(call, m, r, i),
-                                   m->dstates + size * r);
+                                   lmk_min(CHUNK_TOKENS, end - begin - t),
+                                   state_of(call, m, r, block, i), m->dstates + size * r);
         }
     }
 }

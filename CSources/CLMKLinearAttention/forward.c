@@ -94,7 +94,7 @@ static void run_chunks(const forward_call *call, const forward_unit *unit, unsig
                 memory.chunk.fetch_count = used;
                 lmk_fetch_next(&list, used, memory.chunk.fetch);
                 for (size_t j = used; j < capacity; j++)
-                    memory.chunk.fetch[j] = memory.chunk.no_fetch[0];
+                    memory.chunk.fetch[j] = memory.chunk.chunk_fetch[0];
             }
             const int is_last = i + 1 == unit->heads;
             const forward_unit after = head_of_unit(unit, is_last ? 0 : i + 1);

@@ -58,9 +58,9 @@ size_t lmk_linear_chunk_layout(const lmk_linear_attention *a, float *memory, lin
     const size_t floats = lmk_linear_lay_out(parts, sizeof parts / sizeof *parts, memory);
     c->read = c->q;
     c->write = c->k;
-    c->no_fetch = (fetch_column *)(void *)fetch;
+    c->chunk_fetch = (fetch_column *)(void *)fetch;
     for (size_t i = 0; memory && i < fetches; i++)
-        c->no_fetch[i] = (fetch_column){(const char *)c->q, 0};
+        c->chunk_fetch[i] = (fetch_column){(const char *)c->q, 0};
     return floats;
 }
 

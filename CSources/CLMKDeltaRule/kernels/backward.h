@@ -199,6 +199,9 @@ static void retreat(const delta_head *head, const delta_gradients *to, const del
               wants_decay = has_decay && to->log_decay;
     const size_t keys = pairs->panels, token = token_of(head, begin),
                  tokens = token_of(head, begin + count) - token;
+    // Those of q lie elsewhere where a token has several steps.
+    const token_rows_out gradients[] = {to->k, to->v, to->a, to->b, to->q};
+    fetch_gradients(pairs, gradients, head->steps == 1 ? 5 : 4, begin);
     prepare_writes(head, c, begin, count);
     load_reads(head, c, begin, count);
     load_panels(&to->output, token, tokens, CHUNK_TOKENS, 0, c->outputs);

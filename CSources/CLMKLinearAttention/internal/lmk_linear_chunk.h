@@ -98,9 +98,9 @@ typedef struct linear_chunk {
     /// v and o, in panels.
     float *values, *outputs;
     /// What is fetched while the chunks of a block are computed, one entry for each panel of each
-    /// tile, which are `fetches` for each chunk at most; null: nothing. As many for one chunk that
-    /// do no harm.
-    fetch_column *fetch, *no_fetch;
+    /// tile, which are `fetches` for each chunk at most; null: nothing. As many for one chunk
+    /// alone, which do no harm, or in backward fetch the rows of its gradients.
+    fetch_column *fetch, *chunk_fetch;
     /// Those of `fetch` that do something.
     size_t fetch_count;
     /// What is read next: it is brought into L1 meanwhile.

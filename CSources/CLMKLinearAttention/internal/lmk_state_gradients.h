@@ -5,11 +5,24 @@ static void clear(float *x, size_t count) {
     for (size_t i = 0; i < count; i += LMK_LANES) store(x + i, splat(0));
 }
 
+/// Lets every read of the state from here on fetch the rows that a chunk's gradients go to: they
+/// are written last, and a store waits for its line.
+static void fetch_gradients(const linear_chunk *c, const token_rows_out *rows, size_t count,
+                            size_t token) {
+    near_rows near = {.token = token};
+    for (size_t i = 0; i < count; i++)
+        add_near_rows(&near,
+                      (token_rows){rows[i].data, rows[i].stride, rows[i].dtype, rows[i].width});
+    fetch_column columns[NEAR_COLUMNS];
+    const size_t used = lmk_min(near_columns(&near, columns), c->fetches);
+    for (size_t i = 0; i < used; i++) c->chunk_fetch[i] = columns[i];
+}
+
 LMK_INLINE void read_state_by(const state_read *read, size_t panels, meeting met_by,
                               const linear_chunk *c) {
-    if (met_by == MEET_NONE) read_state(read, panels, MEET_NONE, c->no_fetch);
-    else if (met_by == MEET_EARLIER) read_state(read, panels, MEET_EARLIER, c->no_fetch);
-    else read_state(read, panels, MEET_LATER, c->no_fetch);
+    if (met_by == MEET_NONE) read_state(read, panels, MEET_NONE, c->chunk_fetch);
+    else if (met_by == MEET_EARLIER) read_state(read, panels, MEET_EARLIER, c->chunk_fetch);
+    else read_state(read, panels, MEET_LATER, c->chunk_fetch);
 }
 
 /// x state,  keys in the state's columns, and its sums with weights; then pairs.

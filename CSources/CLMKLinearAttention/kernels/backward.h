@@ -159,6 +159,8 @@ static void retreat(const linear_head *head, const linear_head_gradients *to, co
                     const linear_gradient_chunk *g, size_t begin, size_t count, const float *state,
                     float *dstate) {
     const int has_decay = head->decay != LMK_DECAY_NONE;
+    const token_rows_out gradients[] = {to->q, to->k, to->v};
+    fetch_gradients(c, gradients, 3, begin);
     prepare_chunk(head, c, begin, count, PREPARE_PAIRS);
     load_values(head, g, begin, count);
     load_output_gradients(to, g, begin, count);

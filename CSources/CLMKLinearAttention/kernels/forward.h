@@ -55,7 +55,7 @@ static const fetch_column *advance_chunk(const linear_head *head, const linear_c
                                    .state = part,
                                    .state_panel = state_panel};
         const size_t used =
-            write_state(&write, c->panels, columns, nears > 0 ? near : c->no_fetch, nears);
+            write_state(&write, c->panels, columns, nears > 0 ? near : c->chunk_fetch, nears);
         near += used;
         nears -= used;
     }
@@ -73,7 +73,7 @@ static void advance(const linear_head *head, const linear_chunk *c, size_t begin
         fetch_column near[NEAR_COLUMNS];
         const size_t nears = near_columns(&rows, near);
         if (c->fetch) fetch = advance_chunk(head, c, t, count, fetch, near, nears, state);
-        else advance_chunk(head, c, t, count, c->no_fetch, near, nears, state);
+        else advance_chunk(head, c, t, count, c->chunk_fetch, near, nears, state);
     }
 }
 
@@ -96,7 +96,7 @@ static void look(const linear_head *head, const linear_chunk *c, size_t tokens,
                                  .pairs = c->pairs,
                                  .met = c->values,
                                  .to = c->outputs};
-        read_state(&read, panels_of(head->o.width), MEET_NONE, c->no_fetch);
+        read_state(&read, panels_of(head->o.width), MEET_NONE, c->chunk_fetch);
         store_panels(&head->o, t, count, head->is_normalized ? c->divisors : 0, c->outputs);
     }
 }
