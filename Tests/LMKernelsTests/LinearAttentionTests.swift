@@ -52,14 +52,22 @@ extension LinearAttentionProblem {
 
     /// The same without gradients.
     ///
-    /// - Parameter tolerance: Of o, which alone is compared then.
-    func checkForward(_ label: String, tolerance: Double? = nil) throws {
+    /// - Parameters:
+    ///   - forms: Of the problem alone, if nil.
+    ///   - tolerance: Of o, which alone is compared then.
+    func checkForward(
+        _ label: String, forms: [LinearAttention.Form]? = nil, tolerance: Double? = nil
+    ) throws {
         let expected = expectedOutputs()
-        try withEachInstructionSet { set in
-            let label = "\(label) \(Element.storageType) \(set)"
-            var found = try forward()
-            if tolerance != nil { (found.finalState, found.states) = ([], []) }
-            compare(found, expected, label, tolerance)
+        for form in forms ?? [options.form] {
+            var problem = self
+            problem.options.form = form
+            try withEachInstructionSet { set in
+                let label = "\(label) \(form) \(Element.storageType) \(set)"
+                var found = try problem.forward()
+                if tolerance != nil { (found.finalState, found.states) = ([], []) }
+                compare(found, expected, label, tolerance)
+            }
         }
     }
 

@@ -72,7 +72,8 @@ extension KernelSuite {
             let tokens = whole.shape.tokens
             try withEachInstructionSet(Problem.setsAroundTiles) { set in
                 let expected = try whole.forward().output
-                for count in [17, 33, 64, 65, 128] where Self.isAlike(set, decay, form, count) {
+                for count in [16, 17, 33, 47, 63, 64, 65, 100, 128]
+                where Self.isAlike(set, decay, form, count) {
                     let short = try whole.prefix(count).forward()
                     let first = bits(expected.firstTokens(count, of: tokens))
                     #expect(bits(short.output) == first, "\(set): \(count) tokens alone")
