@@ -121,12 +121,13 @@ extension KernelSuite {
                 } else if column / 32 != 70 / 32 || token < 70 {
                     #expect(found.bitPattern == expected.bitPattern, "\(token), \(column)")
                 } else {
-                    #expect(abs(found - expected) < 0.05, "\(token), \(column)")
+                    // Measured: 2.5e-4, of numbers up to 2.1.
+                    #expect(abs(found - expected) < 5e-4, "\(token), \(column)")
                 }
             }
         }
 
-        /// What is not finite is not finite with AVX-512 either.
+        /// What is not finite is not finite with AVX-512 either, and the rest is close to it.
         @Test func specialNumbers() throws {
             guard InstructionSet.avx512.isSupported else { return }
             for (other, at) in [(Float.infinity, 3), (.nan, 80), (-.infinity, 64)] {
@@ -137,13 +138,21 @@ extension KernelSuite {
                     case 1: problem.key[24 * at + 5] = other
                     default: problem.value[40 * at + 7] = other
                     }
-                    var first: [Float]?
+                    var first: Problem.Found?
                     try withEachInstructionSet([.avx512, .amx]) { set in
-                        let found = try problem.forward().output
-                        for (x, y) in zip(found, first ?? found) {
-                            #expect(x.isFinite == y.isFinite)
+                        let found = try problem.forward()
+                        let expected = first ?? found
+                        let label = "\(other) in \(spoilt)"
+                        for ((name, ours), (_, theirs)) in zip(found.arrays, expected.arrays) {
+                            #expect(
+                                ours.map(\.isFinite) == theirs.map(\.isFinite),
+                                "\(label): special values in \(name)")
+                            let error = relativeError(finite(ours), finite(theirs))
+                            // Measured: 2.1e-5, states 5.3e-6.
+                            let limit = name == "o" ? 5e-5 : 1e-5
+                            #expect(error < limit, "\(label): \(name) \(error)")
                         }
-                        first = first ?? found
+                        first = expected
                     }
                 }
             }
@@ -161,8 +170,8 @@ extension KernelSuite {
                 let output = relativeError(
                     start.output + end.output, expected.output.map { Double($0) })
                 let state = relativeError(end.finalState, expected.finalState.map { Double($0) })
-                // Measured: 2.6e-4 and 8.6e-6.
-                #expect(output < 2e-3 && state < 5e-5, "\(split): \(output), \(state)")
+                // Measured: 2.5e-4 and 8.6e-6.
+                #expect(output < 5e-4 && state < 2e-5, "\(split): \(output), \(state)")
                 guard split % 64 == 0 else { continue }
                 #expect(place(start.output + end.output, expected.output) == nil, "\(split)")
                 #expect(place(end.finalState, expected.finalState) == nil, "\(split)")

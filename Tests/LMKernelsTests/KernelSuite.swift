@@ -86,3 +86,6 @@ func withPart<Element>(
 
 /// Bits of each, to compare NaN and signs of zero as well.
 func bits(_ values: [Float]) -> [UInt32] { values.map(\.bitPattern) }
+
+/// The finite ones among them.
+func finite(_ values: [Float]) -> [Double] { values.filter(\.isFinite).map { Double($0) } }

@@ -115,7 +115,8 @@ extension KernelSuite {
             }
         }
 
-        /// Measured where bits differ: o 2.0e-4, states 3.0e-6 with amx and 2.5e-7 with others.
+        /// Measured where bits differ: o 2.0e-4, states 3.0e-6 with amx; 2.9e-5 and 2.5e-7 with
+        /// others.
         @Test(arguments: Decay.allCases, Form.allCases)
         func splitAndResume(decay: LinearAttention.Decay, form: LinearAttention.Form) throws {
             let whole = Problem.sequence(decay, form)
@@ -135,7 +136,7 @@ extension KernelSuite {
                         #expect(bits(end.finalState) == bits(expected.finalState), "\(label)")
                     } else {
                         let error = relativeError(output, expected.output.map { Double($0) })
-                        #expect(error < 4e-3, "\(label): o \(error)")
+                        #expect(error < 5e-4, "\(label): o \(error)")
                         let stateError = relativeError(
                             end.finalState, expected.finalState.map { Double($0) })
                         #expect(stateError < 4e-6, "\(label): state \(stateError)")

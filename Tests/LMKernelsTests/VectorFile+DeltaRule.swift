@@ -97,8 +97,8 @@ extension VectorFile {
         }
         for name in tensors.keys where name.hasPrefix("out.") || name.hasPrefix("grad.") {
             let isFloat32 = options.dtype == "F32" || name.hasSuffix("state")
-            // States of bfloat16 are less exact on tiles.
-            let ofFloat32 = name.hasPrefix("out.") && options.dtype == "BF16" ? "5e-5" : "3e-6"
+            // States of bfloat16 on tiles: 7.6e-6 measured.
+            let ofFloat32 = name.hasPrefix("out.") && options.dtype == "BF16" ? "1e-5" : "3e-6"
             tolerances[name] = isFloat32 ? ofFloat32 : options.dtype == "F16" ? "2e-3" : "1.5e-2"
         }
     }

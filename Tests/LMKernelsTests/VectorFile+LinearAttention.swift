@@ -100,9 +100,8 @@ extension VectorFile {
         }
         for name in tensors.keys where name.hasPrefix("out.") || name.hasPrefix("grad.") {
             let isFloat32 = options.dtype == "F32" || name.hasSuffix("state")
-            // States of bfloat16 are less exact on tiles.
-            let ofFloat32 = name.hasPrefix("out.") && options.dtype == "BF16" ? "1e-5" : "3e-6"
-            tolerances[name] = isFloat32 ? ofFloat32 : options.dtype == "F16" ? "2e-3" : "1.5e-2"
+            // Measured: 1.4e-6 of states of bfloat16 on tiles.
+            tolerances[name] = isFloat32 ? "3e-6" : options.dtype == "F16" ? "2e-3" : "1.5e-2"
         }
     }
 }

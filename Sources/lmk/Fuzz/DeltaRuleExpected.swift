@@ -15,7 +15,7 @@ struct DeltaRuleExpected {
 
     /// By the names of Found.
     private(set) var numbers: [String: Numbers] = [:]
-    /// The same where numbers that are not bfloat16 are sums of two: 64 roundings of float32.
+    /// The same where numbers that are not bfloat16 are sums of two: 32 roundings of float32.
     private(set) var numbersOnTiles: [String: Numbers] = [:]
 
     private static let change = 0x1p-20
@@ -52,7 +52,7 @@ struct DeltaRuleExpected {
             for (i, x) in values.enumerated() {
                 let bound = bounds[i / width % heads]
                 numbers.add(x, bound, storage)
-                numbersOnTiles.add(x, 64 * bound, storage)
+                numbersOnTiles.add(x, 32 * bound, storage)
             }
             self.numbers[name] = numbers
             self.numbersOnTiles[name] = numbersOnTiles
