@@ -316,7 +316,8 @@ extension KernelSuite {
             }
         }
 
-        /// The outputs alone, and the states alone, for which no query is read.
+        /// The outputs alone, the states alone, for which no query is read, and the piece of a
+        /// sequence, which has none.
         @Test(arguments: Decay.allCases, [Form.automatic, .chunked])
         func oneResultAtATime(decay: LinearAttention.Decay, form: LinearAttention.Form) throws {
             var problem = Problem.sequence(decay, form)
@@ -326,24 +327,35 @@ extension KernelSuite {
                 problem.query.map { BFloat16($0) }, problem.key.map { BFloat16($0) },
                 problem.value.map { BFloat16($0) }
             )
-            try withEachInstructionSet(Problem.setsAroundTiles) { set in
-                let expected = try problem.forward()
-                var output = [BFloat16](repeating: .init(.nan), count: expected.output.count)
-                try LinearAttention.forward(
-                    query: q.span, key: k.span, value: v.span, logDecay: problem.logDecay?.span,
-                    initialState: problem.initialState?.span, output: output.mutableSpan,
-                    shape: problem.shape, options: problem.options, workspace: Workspace())
-                #expect(bits(output.map { Float($0) }) == bits(expected.output), "\(set)")
-                var states = [Float](repeating: .nan, count: expected.states.count)
-                var final = [Float](repeating: .nan, count: expected.finalState.count)
-                let nothing = [BFloat16](repeating: .init(.nan), count: q.count)
-                try LinearAttention.forward(
-                    query: nothing.span, key: k.span, value: v.span,
-                    logDecay: problem.logDecay?.span, initialState: problem.initialState?.span,
-                    finalState: final.mutableSpan, states: states.mutableSpan,
-                    shape: problem.shape, options: problem.options, workspace: Workspace())
-                #expect(bits(states) == bits(expected.states), "\(set)")
-                #expect(bits(final) == bits(expected.finalState), "\(set)")
+            let nothing = [BFloat16](repeating: .init(.nan), count: q.count)
+            for epsilon in [nil, Float(1e-3)] {
+                problem.options.unitLengthEpsilon = epsilon
+                var fromZero = problem
+                fromZero.initialState = nil
+                fromZero.options.form = .chunked
+                try withEachInstructionSet(Problem.setsAroundTiles) { set in
+                    let expected = try problem.forward()
+                    var output = [BFloat16](repeating: .init(.nan), count: expected.output.count)
+                    try LinearAttention.forward(
+                        query: q.span, key: k.span, value: v.span,
+                        logDecay: problem.logDecay?.span, initialState: problem.initialState?.span,
+                        output: output.mutableSpan, shape: problem.shape, options: problem.options,
+                        workspace: Workspace())
+                    #expect(bits(output.map { Float($0) }) == bits(expected.output), "\(set)")
+                    var states = [Float](repeating: .nan, count: expected.states.count)
+                    var final = [Float](repeating: .nan, count: expected.finalState.count)
+                    try LinearAttention.forward(
+                        query: nothing.span, key: k.span, value: v.span,
+                        logDecay: problem.logDecay?.span, initialState: problem.initialState?.span,
+                        finalState: final.mutableSpan, states: states.mutableSpan,
+                        shape: problem.shape, options: problem.options, workspace: Workspace())
+                    #expect(bits(states) == bits(expected.states), "\(set)")
+                    #expect(bits(final) == bits(expected.finalState), "\(set)")
+                    let piece = try LinearAttention.partialState(
+                        key: k.span, value: v.span, logDecay: problem.logDecay?.span,
+                        shape: problem.shape, options: fromZero.options, workspace: Workspace())
+                    #expect(bits(piece.state) == bits(try fromZero.forward().finalState), "\(set)")
+                }
             }
         }
     }
