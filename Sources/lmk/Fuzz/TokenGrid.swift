@@ -53,7 +53,12 @@ struct TokenGrid {
         return places
     }
 
+    // Tests call these from another module, where they took most of the time without being
+    // specialised.
+
     /// A dense tensor, rounded to the storage type, with NaN around its rows.
+    @_specialize(where Element == Float)
+    @_specialize(where Element == BFloat16)
     func spread<Element: StorageValue>(_ dense: [Float], as type: Element.Type) -> [Element] {
         var array = Array(repeating: Element(Grid.filler), count: count)
         for (place, value) in zip(places, dense) { array[place] = Element(value) }
@@ -65,11 +70,15 @@ struct TokenGrid {
         Array(repeating: Element(Grid.filler), count: count)
     }
 
+    @_specialize(where Element == Float)
+    @_specialize(where Element == BFloat16)
     func dense<Element: StorageValue>(_ array: [Element]) -> [Float] {
         places.map { array[$0].float }
     }
 
     /// Whether everything around the rows still is the filler.
+    @_specialize(where Element == Float)
+    @_specialize(where Element == BFloat16)
     func hasIntactGaps<Element: StorageValue>(_ array: [Element]) -> Bool {
         var isRow = [Bool](repeating: false, count: array.count)
         for place in places { isRow[place] = true }
