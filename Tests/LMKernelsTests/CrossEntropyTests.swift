@@ -17,7 +17,7 @@ extension KernelSuite {
             sets: [InstructionSet] = InstructionSet.allCases
         ) throws {
             let expected = problem.expected()
-            try withEachInstructionSet(sets) { set in
+            try withEachInstructionSet(sets, of: .crossEntropy) { set in
                 for way in CrossEntropyProblem.Way.allCases {
                     let found = try problem.run(way)
                     let errors = problem.errors(of: found, against: expected)
@@ -104,7 +104,7 @@ extension KernelSuite {
             problem.options.threads = 1
             var expected: [[UInt32]]?
             var modes: Set<CrossEntropy.Mode> = []
-            try withEachInstructionSet(fusedSets) { set in
+            try withEachInstructionSet(fusedSets, of: .crossEntropy) { set in
                 for threads in [1, 2, 3, 8] {
                     problem.options.threads = threads
                     for budget in [nil, try leastBudget(problem), 12 << 20] {

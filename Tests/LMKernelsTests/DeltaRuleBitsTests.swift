@@ -74,7 +74,7 @@ extension KernelSuite {
                 var problem = problem
                 problem.options.form = form
                 var first: Both?
-                try withEachInstructionSet(fusedSets) { set in
+                try withEachInstructionSet(fusedSets, of: .deltaRule(.float32)) { set in
                     let found = try Both(problem)
                     #expect(found.difference(from: first ?? found) == nil, "\(name) \(set)")
                     first = first ?? found
@@ -303,7 +303,7 @@ extension KernelSuite {
                     decay: decay, isGeneralized: steps == 0, seed: 5)
                 problem.addStates(seed: 5)
                 problem.options.form = form
-                try withEachInstructionSet { set in
+                try withEachInstructionSet(of: .deltaRule(.float32)) { set in
                     problem.options.threads = 1
                     let apart = try problem.forward()
                     for threads in [1, 2, 8] {

@@ -65,7 +65,7 @@ extension KernelSuite {
             }
             for i in closed { problem.logDecay![i] = -20 }
             let expected = problem.expectedGradients()["dg"]!
-            try withEachInstructionSet { set in
+            try withEachInstructionSet(of: .deltaRule(.float32)) { set in
                 let found = try problem.backward().logDecay
                 let error = relativeError(closed.map { found[$0] }, closed.map { expected[$0] })
                 #expect(error < 1.6e-6, "\(set): \(error)")
@@ -149,7 +149,7 @@ extension KernelSuite {
                     problem.options.form = form
                     problem.beta = problem.beta!.map { _ in 0 }
                     problem.logDecay = problem.logDecay?.map { _ in 0 }
-                    try withEachInstructionSet { set in
+                    try withEachInstructionSet(of: .deltaRule(.float32)) { set in
                         let found = try problem.forward()
                         #expect(
                             place(found.finalState, problem.initialState!) == nil,
@@ -204,7 +204,7 @@ extension KernelSuite {
             problem.addStates(seed: 63)
             let expected = problem.expectedOutputs()
             let gradients = problem.expectedGradients()
-            try withEachInstructionSet { set in
+            try withEachInstructionSet(of: .deltaRule(.float32)) { set in
                 for (form, limit) in [(DeltaRule.Form.recurrent, 1.5e-6), (.chunked, 4e-6)] {
                     problem.options.form = form
                     for (name, values) in try problem.forward().arrays where !values.isEmpty {

@@ -59,7 +59,7 @@ extension KernelSuite {
                     clearFirstKey(&problem)
                     problem.options.form = form
                     let label = "\(tokens) tokens of \(steps), start \(hasStart)"
-                    try withEachInstructionSet { set in
+                    try withEachInstructionSet(of: .deltaRule(.float32)) { set in
                         let all = try forward(problem, (true, true, true))
                         #expect(all.arrays.allSatisfy { $0.values.allSatisfy(\.isFinite) })
                         // The last state of each sequence and head is the last of all.
@@ -111,7 +111,7 @@ extension KernelSuite {
                 spoil(&spoiled.key)
                 spoil(&spoiled.value)
                 spoil(&spoiled.initialState!)
-                try withEachInstructionSet { set in
+                try withEachInstructionSet(of: .deltaRule(.float32)) { set in
                     let expected = (try problem.forward(), try problem.backward())
                     let workspace = Workspace()
                     _ = try spoiled.backward(workspace: workspace)

@@ -32,7 +32,7 @@ extension KernelSuite {
             let values = [Float](repeating: 0, count: tokens * steps * valueWidth)
             let states = (0..<heads).flatMap { _ in start }
             let keys = isUnitLength ? unitLength(key, keyWidth) : key
-            try withEachInstructionSet { set in
+            try withEachInstructionSet(of: .deltaRule(.float32)) { set in
                 for form in [DeltaRule.Form.recurrent, .chunked] {
                     var output = [Float](repeating: .nan, count: tokens * heads * valueWidth)
                     try DeltaRule.forward(

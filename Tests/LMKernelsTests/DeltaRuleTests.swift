@@ -28,7 +28,7 @@ extension DeltaRuleProblem {
         let gradients = hasGradients ? expectedGradients() : [:]
         // States of one row: what a reflection leaves of it may be next to nothing.
         let floor: Double = shape.keyWidth == 1 ? 1 : 0
-        try withEachInstructionSet { set in
+        try withEachInstructionSet(of: .deltaRule(type)) { set in
             func check(
                 _ found: Found, _ expected: [String: [Double]], _ label: String,
                 onTiles: Bool = false

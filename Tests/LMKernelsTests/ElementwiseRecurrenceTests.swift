@@ -11,7 +11,7 @@ extension KernelSuite {
             // Measured: 5.9e-7 in float32, of states too; 2.3e-3 and 3.7e-4 in others.
             let float32 = 1e-6
             let tolerance = stageTolerance(Element.storageType, float32: float32)
-            try withEachInstructionSet { set in
+            try withEachInstructionSet(of: .tokenStages) { set in
                 let found = try problem.run()
                 let label = "\(label) \(Element.storageType) \(set)"
                 func expect(_ error: Double, below limit: Double, _ what: String) {
@@ -85,7 +85,7 @@ extension KernelSuite {
             var problem = problem
             let workspace = Workspace()
             var expected: [[UInt64]]?
-            try withEachInstructionSet(fusedSets) { set in
+            try withEachInstructionSet(fusedSets, of: .tokenStages) { set in
                 for threads in [1, 2, 3, 8] {
                     problem.threads = threads
                     let found = try problem.run(workspace).bits
@@ -123,7 +123,7 @@ extension KernelSuite {
                 var h = x
                 var final: [Float] = [0, 0]
                 let initial: [Float] = [5, 7]
-                try withEachInstructionSet { _ in
+                try withEachInstructionSet(of: .tokenStages) { _ in
                     var output = h.mutableSpan
                     try LinearAttention.ElementwiseRecurrence.forward(
                         x.span, logDecay: decays.span, into: &output, shape: shape,
@@ -159,7 +159,7 @@ extension KernelSuite {
                 problem.outputGradient[5 * 20 + 2] = .nan
                 problem.outputGradient[6 * 20 + 18] = -.infinity
                 let expected = problem.expected()
-                try withEachInstructionSet { _ in
+                try withEachInstructionSet(of: .tokenStages) { _ in
                     let found = try problem.run()
                     func isSame(_ found: [Double], _ expected: [Double]) -> Bool {
                         zip(found, expected).allSatisfy { $0.isFinite == $1.isFinite }
@@ -277,7 +277,7 @@ extension KernelSuite {
                 return (dx, dg)
             }
             let halves = [0..<tokens / 2, tokens / 2..<tokens]
-            try withEachInstructionSet(fusedSets) { set in
+            try withEachInstructionSet(fusedSets, of: .tokenStages) { set in
                 let whole = try forward([0..<tokens])
                 let h = try forward(halves)
                 #expect(zip(whole, h).allSatisfy { $0.double == $1.double }, "\(set)")

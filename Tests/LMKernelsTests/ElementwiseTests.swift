@@ -115,7 +115,7 @@ extension KernelSuite {
         @Test(arguments: functions)
         fileprivate func errorIsBounded(_ function: Function) throws {
             let exact = samples.map { function.exact(Double($0)) }
-            try withEachInstructionSet { set in
+            try withEachInstructionSet(of: .elementwise) { set in
                 let y = try function(samples)
                 var worst = (error: 0.0, x: Float(0))
                 for i in y.indices {
@@ -130,7 +130,7 @@ extension KernelSuite {
 
         @Test(arguments: functions)
         fileprivate func specialValues(_ function: Function) throws {
-            try withEachInstructionSet { set in
+            try withEachInstructionSet(of: .elementwise) { set in
                 for (x, y) in function.special {
                     let actual = try function([x])[0]
                     #expect(
@@ -145,7 +145,7 @@ extension KernelSuite {
         @Test(arguments: functions)
         fileprivate func fusedInstructionSetsAgree(_ function: Function) throws {
             var first: [UInt32]?
-            try withEachInstructionSet(fusedSets) { set in
+            try withEachInstructionSet(fusedSets, of: .elementwise) { set in
                 let these = bits(try function(samples))
                 if let first {
                     for i in these.indices where these[i] != first[i] {
@@ -167,7 +167,7 @@ extension KernelSuite {
         @Test(arguments: functions)
         fileprivate func everyLengthAndStart(_ function: Function) throws {
             let x = (0..<300).map { 0.01 + 0.05 * Float($0) }
-            try withEachInstructionSet { set in
+            try withEachInstructionSet(of: .elementwise) { set in
                 let alone = try x.map { try function([$0])[0] }
                 for count in Array(0...49) + [63, 64, 65, 127, 255, 256, 257] {
                     for offset in [0, 1, 3] {

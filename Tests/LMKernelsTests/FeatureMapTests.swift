@@ -102,7 +102,7 @@ extension KernelSuite {
             // Measured: 3.6e-7 in float32, 1.1e-6 of the focused map's power 40; 2.2e-3 and 3.1e-4
             // in others.
             let tolerance = stageTolerance(Element.storageType, float32: 2e-6)
-            try withEachInstructionSet { set in
+            try withEachInstructionSet(of: .tokenStages) { set in
                 let found = try problem.run()
                 let label = "\(label) \(problem.map) \(Element.storageType) \(set)"
                 let features = relativeError(found.features.dense, expected.features)
@@ -149,7 +149,7 @@ extension KernelSuite {
                 var problem = FeatureProblem<Float>(
                     map, .init(batch: 2, tokens: map == .taylor ? 60 : 300, heads: 3, columns: 33))
                 var expected: [[UInt64]]?
-                try withEachInstructionSet(fusedSets) { set in
+                try withEachInstructionSet(fusedSets, of: .tokenStages) { set in
                     for threads in [1, 2, 3, 8] {
                         problem.threads = threads
                         let (features, dx) = try problem.run()
@@ -191,7 +191,7 @@ extension KernelSuite {
                     var problem = FeatureProblem<Float>(map, .init(tokens: 3, columns: 20))
                     problem.x[20 + 18] = value
                     let expected = problem.expected()
-                    try withEachInstructionSet { set in
+                    try withEachInstructionSet(of: .tokenStages) { set in
                         let found = try problem.run()
                         let label = "\(map) \(value) \(set)"
                         #expect(

@@ -46,7 +46,7 @@ private func nearestBFloat16(_ x: Float) -> BFloat16 {
 extension KernelSuite {
     @Suite struct HalfTests {
         @Test func bfloat16ToFloatIsExact() throws {
-            try withEachInstructionSet { set in
+            try withEachInstructionSet(of: .elementwise) { set in
                 let y = try converted(allBFloat16, to: Float(0))
                 for i in patterns.indices {
                     let expected = UInt32(patterns[i]) << 16
@@ -61,7 +61,7 @@ extension KernelSuite {
         }
 
         @Test func float16ToFloatIsExact() throws {
-            try withEachInstructionSet { set in
+            try withEachInstructionSet(of: .elementwise) { set in
                 let y = try converted(allFloat16, to: Float(0))
                 for i in patterns.indices {
                     let expected = Float(allFloat16[i])
@@ -78,7 +78,7 @@ extension KernelSuite {
             let samples = roundingSamples(allBFloat16.map { Float($0) })
             let expected = samples.map(nearestBFloat16)
             #expect(samples.map { BFloat16($0) } == expected)
-            try withEachInstructionSet { set in
+            try withEachInstructionSet(of: .elementwise) { set in
                 let y = try converted(samples, to: BFloat16(bitPattern: 0))
                 for i in y.indices where y[i] != expected[i] {
                     Issue.record("\(samples[i]) is \(y[i]), not \(expected[i]), \(set)")
@@ -89,7 +89,7 @@ extension KernelSuite {
 
         @Test func floatToFloat16RoundsToNearestEven() throws {
             let samples = roundingSamples(allFloat16.map { Float($0) })
-            try withEachInstructionSet { set in
+            try withEachInstructionSet(of: .elementwise) { set in
                 let y = try converted(samples, to: Float16(0))
                 for i in y.indices {
                     let expected = Float16(samples[i])
@@ -108,7 +108,7 @@ extension KernelSuite {
         @Test func betweenHalves() throws {
             let toFloat16 = allBFloat16.map { Float16(Float($0)) }
             let toBFloat16 = allFloat16.map { BFloat16(Float($0)) }
-            try withEachInstructionSet { set in
+            try withEachInstructionSet(of: .elementwise) { set in
                 let halves = try converted(allBFloat16, to: Float16(0))
                 let brains = try converted(allFloat16, to: BFloat16(bitPattern: 0))
                 for i in patterns.indices {
@@ -124,7 +124,7 @@ extension KernelSuite {
         }
 
         @Test func sameTypeCopies() throws {
-            try withEachInstructionSet { set in
+            try withEachInstructionSet(of: .elementwise) { set in
                 let floats = stride(from: UInt32(0), to: .max, by: 65_521)
                     .map(Float.init(bitPattern:)).filter { !$0.isNaN }
                 let floatCopies = try converted(floats, to: Float(0))
@@ -140,7 +140,7 @@ extension KernelSuite {
 
         @Test func everyLengthAndStart() throws {
             let x = (0..<100).map { Float($0) * 1.37 - 50 }
-            try withEachInstructionSet { set in
+            try withEachInstructionSet(of: .elementwise) { set in
                 for count in Array(0...33) + [63, 64, 65] {
                     for offset in [0, 1, 3] {
                         let sentinel = BFloat16(bitPattern: 0xabcd)

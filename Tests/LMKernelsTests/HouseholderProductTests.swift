@@ -28,7 +28,7 @@ extension KernelSuite {
                         side: side, isTransposed: isTransposed, gap: [0, 5, 1][i % 3],
                         seed: UInt64(i))
                     let (y, gradients) = (problem.expected(), problem.expectedGradients())
-                    try withEachInstructionSet { set in
+                    try withEachInstructionSet(of: .householderProduct) { set in
                         let found = try problem.apply(threads: 2)
                         let back = try problem.backward(threads: 2)
                         #expect(found.isFillerKept && back.areFillersKept, "\(problem) \(set)")
@@ -64,7 +64,7 @@ extension KernelSuite {
                     batch: batch, factors: factors, dimensions: dimensions, vectors: 1,
                     seed: UInt64(i))
                 let expected = ReferenceHouseholderProduct.triangularFactor(problem.factors)
-                try withEachInstructionSet { set in
+                try withEachInstructionSet(of: .householderProduct) { set in
                     let t = try problem.triangle(threads: 2)
                     #expect(t.isFillerKept, "\(problem) \(set)")
                     worst = max(worst, arrayError(t.dense, expected))
@@ -131,7 +131,7 @@ extension KernelSuite {
                     let problem = permutation(
                         side, isTransposed, factors: factors, dimensions: dimensions)
                     let (y, gradients) = (problem.expected(), problem.expectedGradients())
-                    try withEachInstructionSet { set in
+                    try withEachInstructionSet(of: .householderProduct) { set in
                         #expect(try problem.apply().dense == y, "\(problem) \(set)")
                         let back = try problem.backward()
                         #expect(back.k.dense == gradients.key, "\(problem) \(set)")
@@ -186,7 +186,7 @@ extension KernelSuite {
                         batch: batch, factors: factors, dimensions: dimensions, vectors: vectors,
                         side: side, isTransposed: isTransposed)
                     var fused: (y: [UInt64], gradients: [[UInt64]], t: [UInt64])?
-                    try withEachInstructionSet { set in
+                    try withEachInstructionSet(of: .householderProduct) { set in
                         let y = try problem.apply().bits
                         let gradients = try problem.backward().bits
                         let t = try problem.triangle().bits
@@ -288,7 +288,7 @@ extension KernelSuite {
             var problem = HouseholderProblem<Float>(factors: 40, dimensions: 20, vectors: 40)
             let before = try problem.apply()
             problem.x[7 * 40 + 5] = .nan
-            try withEachInstructionSet(fusedSets) { _ in
+            try withEachInstructionSet(fusedSets, of: .householderProduct) { _ in
                 let y = try problem.apply()
                 for d in 0..<20 {
                     for v in 0..<40 {

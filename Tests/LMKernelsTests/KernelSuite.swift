@@ -21,13 +21,34 @@ typealias ReferenceSelfReferentialMatrix = LMKernelsReference.SelfReferentialMat
 @Suite(.serialized)
 enum KernelSuite {}
 
+/// Kernels that are selected together. Those of products, linear attention and the delta rule
+/// depend on the storage type.
+enum KernelFamily {
+    case elementwise, crossEntropy, softmax, tokenStages, householderProduct, selfReferentialMatrix
+    case matmul(StorageType), linearAttention(StorageType), deltaRule(StorageType)
+
+    /// Instruction sets that select the kernels of avx512 here: avx512bf16 has its own for products
+    /// of bfloat16 alone, amx for these and for linear attention and the delta rule in bfloat16.
+    var repetitions: [InstructionSet] {
+        switch self {
+        case .matmul(.bfloat16): []
+        case .linearAttention(.bfloat16), .deltaRule(.bfloat16): [.avx512bf16]
+        default: [.avx512bf16, .amx]
+        }
+    }
+}
+
 /// Runs `body` with every instruction set that this machine has.
+///
+/// - Parameter family: What `body` runs; sets that only repeat what avx512 does in it are left out.
 func withEachInstructionSet(
-    _ sets: [InstructionSet] = InstructionSet.allCases, _ body: (InstructionSet) throws -> Void
+    _ sets: [InstructionSet] = InstructionSet.allCases, of family: KernelFamily? = nil,
+    _ body: (InstructionSet) throws -> Void
 ) rethrows {
+    let repetitions = family?.repetitions ?? []
     let before = InstructionSet.current
     defer { InstructionSet.use(before) }
-    for set in sets where InstructionSet.use(set) { try body(set) }
+    for set in sets where !repetitions.contains(set) && InstructionSet.use(set) { try body(set) }
 }
 
 /// Instruction sets with fused multiply-add, which agree on every bit of a float32 result.

@@ -58,7 +58,7 @@ extension KernelSuite {
                     var problem = problem
                     problem.options.form = form
                     var first: [[UInt32]]?
-                    try withEachInstructionSet(fusedSets) { set in
+                    try withEachInstructionSet(fusedSets, of: .linearAttention(.float32)) { set in
                         let found = try allBits(problem)
                         #expect(found == first ?? found, "\(name) \(form) \(set)")
                         first = first ?? found
@@ -72,7 +72,7 @@ extension KernelSuite {
                 both.options.isBidirectional = true
                 both.options.unitLengthEpsilon = 1e-6
                 var first: [[UInt32]]?
-                try withEachInstructionSet(fusedSets) { set in
+                try withEachInstructionSet(fusedSets, of: .linearAttention(.float32)) { set in
                     let found = try allBits(both)
                     #expect(found == first ?? found, "bidirectional \(set)")
                     first = first ?? found

@@ -71,7 +71,7 @@ extension KernelSuite {
             }
             for i in closed { problem.logDecay![i] = -20 }
             let expected = problem.expectedGradients()["dg"]!
-            try withEachInstructionSet { set in
+            try withEachInstructionSet(of: .linearAttention(.float32)) { set in
                 let found = try problem.backward().logDecay
                 let error = relativeError(closed.map { found[$0] }, closed.map { expected[$0] })
                 #expect(error < 4e-6, "\(set): \(error)")
@@ -131,7 +131,7 @@ extension KernelSuite {
                     tokens: 20, keyWidth: 4, valueWidth: 4, isNormalized: true, seed: 1)
                 for i in 0..<4 { problem.key[i] = 0 }
                 problem.options.form = form
-                try withEachInstructionSet { _ in
+                try withEachInstructionSet(of: .linearAttention(.float32)) { _ in
                     let found = try problem.forward().output
                     #expect(found.prefix(4).allSatisfy { $0.isNaN })
                     #expect(found.dropFirst(4).allSatisfy { $0.isFinite })

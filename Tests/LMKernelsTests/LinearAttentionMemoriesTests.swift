@@ -161,7 +161,7 @@ extension KernelSuite {
                 "decay": gradients.decay, "weights": gradients.weights,
                 "state": gradients.initialState,
             ]
-            try withEachInstructionSet { set in
+            try withEachInstructionSet(of: .linearAttention(Element.storageType)) { set in
                 let (output, state) = try problem.forward()
                 let error = relativeError(output, expected.output)
                 #expect(error < tolerance, "\(label) \(set): o \(error)")

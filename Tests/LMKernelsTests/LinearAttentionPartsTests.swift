@@ -107,7 +107,7 @@ extension KernelSuite {
                 problem.value = problem.value.map { _ in -1 }
                 problem.initialState = [Float](repeating: -0.0, count: 200)
                 var first: [UInt32]?
-                try withEachInstructionSet(fusedSets) { set in
+                try withEachInstructionSet(fusedSets, of: .linearAttention(.float32)) { set in
                     let found = bits(try problem.forward().finalState)
                     #expect(found == first ?? found, "\(tokens) tokens \(set)")
                     first = first ?? found

@@ -42,7 +42,7 @@ extension KernelSuite {
                     let expected = ReferenceLinearAttention.partialState(
                         shape: reference.shape, key: reference.key, value: reference.value,
                         decay: reference.decay, offsets: offsets)
-                    try withEachInstructionSet { set in
+                    try withEachInstructionSet(of: .linearAttention(.float32)) { set in
                         let found = try LinearAttention.partialState(
                             key: problem.key.span, value: problem.value.span,
                             logDecay: problem.logDecay?.span, offsets: offsets?.span,
@@ -97,7 +97,7 @@ extension KernelSuite {
                 tokens: 100, heads: 2, keyWidth: 17, valueWidth: 3, decay: decay, seed: 8)
             for (g, isZero) in [(Float(-0.9), true), (-0.8, false)] {
                 problem.logDecay = problem.logDecay!.map { _ in g }
-                try withEachInstructionSet { set in
+                try withEachInstructionSet(of: .linearAttention(.float32)) { set in
                     let found = try segment(problem, 0..<100).decay
                     #expect(found.allSatisfy { ($0 == 0) == isZero }, "\(g) \(set)")
                 }

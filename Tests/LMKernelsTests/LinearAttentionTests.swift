@@ -43,7 +43,7 @@ extension LinearAttentionProblem {
     /// - Parameter tolerance: Of everything.
     func check(_ label: String, tolerance: Double? = nil) throws {
         let expected = expectedOutputs().merging(expectedGradients()) { $1 }
-        try withEachInstructionSet { set in
+        try withEachInstructionSet(of: .linearAttention(Element.storageType)) { set in
             let label = "\(label) \(Element.storageType) \(set)"
             compare(try forward(), expected, label, tolerance)
             compare(try backward(), expected, label, tolerance)
@@ -62,7 +62,7 @@ extension LinearAttentionProblem {
         for form in forms ?? [options.form] {
             var problem = self
             problem.options.form = form
-            try withEachInstructionSet { set in
+            try withEachInstructionSet(of: .linearAttention(Element.storageType)) { set in
                 let label = "\(label) \(form) \(Element.storageType) \(set)"
                 var found = try problem.forward()
                 if tolerance != nil { (found.finalState, found.states) = ([], []) }

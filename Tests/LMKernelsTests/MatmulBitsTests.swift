@@ -23,7 +23,7 @@ extension KernelSuite {
         private func expectThreadsAgree<Element: TestElement>(_ type: Element.Type) throws {
             for problem in threadedProblems {
                 let test = MatmulCase<Element>(problem, seed: 5)
-                try withEachInstructionSet { set in
+                try withEachInstructionSet(of: .matmul(Element.storageType)) { set in
                     let one = bits(try test.product(threads: 1, workspace: workspace))
                     for threads in [2, 3, 8] {
                         let several = bits(try test.product(threads: threads, workspace: workspace))
@@ -45,7 +45,7 @@ extension KernelSuite {
             for problem in threadedProblems + Problem.edges(.nn) + Problem.edges(.tn) {
                 let test = MatmulCase<Element>(problem, seed: 5)
                 var first: (set: InstructionSet, bits: [UInt32])?
-                try withEachInstructionSet(sets) { set in
+                try withEachInstructionSet(sets, of: .matmul(Element.storageType)) { set in
                     let these = bits(try test.product(threads: 2, workspace: workspace))
                     if let first {
                         #expect(these == first.bits, "\(type) \(problem) \(first.set) and \(set)")
@@ -68,7 +68,7 @@ extension KernelSuite {
                 Problem(rows: 70, columns: 300, depth: 300, layout: .nt), seed: 5)
             let (rows, columns, depth) = (13, 45, 300)
             let (row, column) = (31, 200)
-            try withEachInstructionSet { set in
+            try withEachInstructionSet(of: .matmul(Element.storageType)) { set in
                 let c = try whole.product(threads: 2, workspace: workspace)
                 var part = Array(repeating: Float.nan, count: rows * columns)
                 do {
@@ -101,7 +101,7 @@ extension KernelSuite {
             let (rows, columns, depth) = (41, 50, 1300)
             let whole = MatmulCase<Element>(
                 Problem(rows: rows, columns: columns, depth: depth), seed: 5)
-            try withEachInstructionSet(sets) { set in
+            try withEachInstructionSet(sets, of: .matmul(Element.storageType)) { set in
                 let c = try whole.product(workspace: workspace)
                 var sums = Array(repeating: Float.nan, count: rows * columns)
                 for (begin, end) in [(0, cut), (cut, depth)] {

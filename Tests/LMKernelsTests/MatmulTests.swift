@@ -11,7 +11,7 @@ extension KernelSuite {
 
         /// Largest error in units of 2^-24 times the sum of magnitudes.
         private func worstError<Element: TestElement>(
-            _ type: Element.Type, _ problems: [Problem], sets: [InstructionSet]
+            _ type: Element.Type, _ problems: [Problem]
         ) throws -> Double {
             var generator = SeededGenerator(seed: 1)
             var worst = 0.0
@@ -20,7 +20,7 @@ extension KernelSuite {
                     Float.random(in: -1...1, using: &generator)
                 }
                 let (expected, magnitudes) = (test.expected(), test.magnitudes())
-                try withEachInstructionSet(sets) { _ in
+                try withEachInstructionSet(of: .matmul(Element.storageType)) { _ in
                     let c = try test.product(threads: 2, workspace: workspace)
                     for i in c.indices {
                         let error = (Double(c[i]) - expected[i]).magnitude
@@ -35,24 +35,21 @@ extension KernelSuite {
 
         @Test(arguments: Matmul.Layout.allCases)
         func float32MatchesReference(_ layout: Matmul.Layout) throws {
-            let worst = try worstError(
-                Float.self, Problem.edges(layout), sets: InstructionSet.allCases)
+            let worst = try worstError(Float.self, Problem.edges(layout))
             // Measured: 4.25
             #expect(worst < 5)
         }
 
         @Test(arguments: Matmul.Layout.allCases)
         func bfloat16MatchesReference(_ layout: Matmul.Layout) throws {
-            let worst = try worstError(
-                BFloat16.self, Problem.edges(layout), sets: InstructionSet.allCases)
+            let worst = try worstError(BFloat16.self, Problem.edges(layout))
             // Measured: 2.19
             #expect(worst < 3)
         }
 
         @Test(arguments: Matmul.Layout.allCases)
         func float16MatchesReference(_ layout: Matmul.Layout) throws {
-            let worst = try worstError(
-                Float16.self, Problem.edges(layout), sets: InstructionSet.allCases)
+            let worst = try worstError(Float16.self, Problem.edges(layout))
             // Measured: 4.19
             #expect(worst < 5)
         }
@@ -67,7 +64,7 @@ extension KernelSuite {
                 Float(Int.random(in: -4...4, using: &generator))
             }
             let expected = test.expected().map { Float($0) }
-            try withEachInstructionSet { set in
+            try withEachInstructionSet(of: .matmul(Element.storageType)) { set in
                 let c = try test.product(threads: 2, workspace: workspace)
                 #expect(c == expected, "\(Element.self) \(problem) \(set)")
             }
@@ -195,7 +192,7 @@ extension KernelSuite {
         }
 
         @Test func notANumberAndInfinityStayInTheirRow() throws {
-            try withEachInstructionSet { _ in
+            try withEachInstructionSet(of: .matmul(.bfloat16)) { _ in
                 try expectPropagation(Float.self)
                 try expectPropagation(BFloat16.self)
                 try expectPropagation(Float16.self)
@@ -203,7 +200,7 @@ extension KernelSuite {
         }
 
         @Test func infinityTimesZeroIsNotANumber() throws {
-            try withEachInstructionSet { set in
+            try withEachInstructionSet(of: .matmul(.float32)) { set in
                 let a: [Float] = [.infinity, 1]
                 let b: [Float] = [0, 2, 3, 4]
                 var c: [Float] = [0, 0]

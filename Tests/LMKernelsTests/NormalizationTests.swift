@@ -108,7 +108,7 @@ extension KernelSuite {
             let float32 = 1e-6
             let tolerance = stageTolerance(Element.storageType, float32: float32)
             let ofDifference = max(tolerance, columns == 1 ? 1e-5 : 0)
-            try withEachInstructionSet { set in
+            try withEachInstructionSet(of: .tokenStages) { set in
                 let label = "\(label) \(Element.storageType) \(set)"
                 func expect(
                     _ found: [Double], _ expected: [Double], below limit: Double, _ what: String
@@ -183,7 +183,7 @@ extension KernelSuite {
                     .init(batch: 2, tokens: tokens, heads: 3, columns: columns))
                 let workspace = Workspace()
                 var expected: [[UInt64]]?
-                try withEachInstructionSet(fusedSets) { set in
+                try withEachInstructionSet(fusedSets, of: .tokenStages) { set in
                     for threads in [1, 2, 3, 8] {
                         problem.threads = threads
                         let (y, dx) = try problem.l2()
@@ -206,7 +206,7 @@ extension KernelSuite {
         @Test func exactRows() throws {
             let x: [Float] = [3, 4, 0, 0]
             var y = x
-            try withEachInstructionSet { _ in
+            try withEachInstructionSet(of: .tokenStages) { _ in
                 for epsilon in [0, 75] as [Float] {
                     var output = y.mutableSpan
                     try LinearAttention.l2Normalize(
@@ -224,7 +224,7 @@ extension KernelSuite {
             for value in [Float.nan, .infinity, -.infinity] {
                 var problem = NormProblem<Float>(.init(tokens: 4, columns: 40))
                 problem.x[40 + 37] = value
-                try withEachInstructionSet { _ in
+                try withEachInstructionSet(of: .tokenStages) { _ in
                     let (y, dx) = try problem.l2()
                     let gated = try problem.gated()
                     for i in 0..<160 {

@@ -33,7 +33,7 @@ extension KernelSuite {
             var worst = [0.0, 0, 0, 0]
             for problem in problems(type) {
                 let expected = problem.expected()
-                try withEachInstructionSet { set in
+                try withEachInstructionSet(of: .selfReferentialMatrix) { set in
                     let found = try problem.found(threads: 2)
                     #expect(found.areFillersKept, "\(problem) \(set)")
                     let errors = problem.errors(found, expected)
@@ -64,7 +64,7 @@ extension KernelSuite {
                     batch: 3, tokens: 50, heads: 3, keys: 33, values: 40,
                     sharesMatrix: sharesMatrix)
                 var fused: [[UInt64]]?
-                try withEachInstructionSet { set in
+                try withEachInstructionSet(of: .selfReferentialMatrix) { set in
                     let bits = try problem.found().bits
                     for threads in [2, 3, 8] {
                         #expect(try problem.found(threads: threads).bits == bits, "\(set)")

@@ -24,7 +24,7 @@ extension KernelSuite {
                     return y[i] == (j < columns ? expected[r * columns + j] : filler)
                 }
             }
-            try withEachInstructionSet { set in
+            try withEachInstructionSet(of: .softmax) { set in
                 var y = [Int32](repeating: -7, count: rows * yStride)
                 var span = y.mutableSpan
                 var shape = Softmax.Shape(rows: rows, columns: columns, xStride: xStride)

@@ -120,7 +120,7 @@ extension KernelSuite {
             // others.
             let float32 = 1e-6
             let tolerance = stageTolerance(Element.storageType, float32: float32)
-            try withEachInstructionSet { set in
+            try withEachInstructionSet(of: .tokenStages) { set in
                 let found = try problem.run()
                 let label = "\(label) \(Element.storageType) \(set)"
                 func expect(_ error: Double, below limit: Double, _ what: String) {
@@ -197,7 +197,7 @@ extension KernelSuite {
                         batch: 3, tokens: tokens, channels: channels, width: width)
                     let workspace = Workspace()
                     var expected: [[UInt64]]?
-                    try withEachInstructionSet(fusedSets) { set in
+                    try withEachInstructionSet(fusedSets, of: .tokenStages) { set in
                         for threads in [1, 2, 3, 8] {
                             problem.threads = threads
                             let found = try problem.run(workspace).bits
@@ -255,7 +255,7 @@ extension KernelSuite {
             problem.x[7 * 20 + 17] = .infinity
             problem.yGradient[9 * 20 + 3] = .nan
             let (y, _, gradients) = problem.expected()
-            try withEachInstructionSet { _ in
+            try withEachInstructionSet(of: .tokenStages) { _ in
                 let found = try problem.run()
                 #expect(
                     zip(found.y.dense, y).allSatisfy {
@@ -295,7 +295,7 @@ extension KernelSuite {
                 #expect(y[0].double == -80 && y[count + 1].double == -80)
                 return y
             }
-            try withEachInstructionSet(fusedSets) { set in
+            try withEachInstructionSet(fusedSets, of: .tokenStages) { set in
                 let whole = try run([0..<tokens])
                 let parts = try run([0..<tokens / 3, tokens / 3..<tokens / 2, tokens / 2..<tokens])
                 #expect(zip(whole, parts).allSatisfy { $0.double == $1.double }, "\(set)")

@@ -86,7 +86,7 @@ extension KernelSuite {
                 rows: rows, count: count, width: width, seed: UInt64(rows + count + width))
             let expected = problem.expected()
             let cuts = [[], [count / 2], Array(stride(from: 0, to: count, by: max(1, count / 5)))]
-            try withEachInstructionSet { set in
+            try withEachInstructionSet(of: .softmax) { set in
                 for (k, cuts) in cuts.enumerated() {
                     let found = try problem.run(cuts: cuts, threads: 1 + k)
                     let label = "\(rows) x \(count) x \(width) \(type) \(set) cuts \(k)"
@@ -119,7 +119,7 @@ extension KernelSuite {
         @Test func sameCutsGiveTheSameBits() throws {
             let problem = Problem<Float>(rows: 150, count: 700, width: 48, seed: 3)
             var expected: (sums: [Float], output: [Float])?
-            try withEachInstructionSet(fusedSets) { set in
+            try withEachInstructionSet(fusedSets, of: .softmax) { set in
                 for threads in [1, 2, 3, 8] {
                     let found = try problem.run(cuts: [100, 101, 500], threads: threads)
                     if let expected {
@@ -139,7 +139,7 @@ extension KernelSuite {
             }
             let expected = problem.expected()
             let cuts = Array(stride(from: 10, to: 200, by: 10))
-            try withEachInstructionSet { _ in
+            try withEachInstructionSet(of: .softmax) { _ in
                 let found = try problem.run(cuts: cuts)
                 #expect(relativeError(found.sums, expected.sums) < 1.2e-7)
                 // Measured: 1.9e-6. Scores beyond 64 are rounded to 3.8e-6 when they are scaled.
@@ -150,7 +150,7 @@ extension KernelSuite {
         @Test func merging() throws {
             let problem = Problem<Float>(rows: 40, count: 300, width: 20, seed: 5)
             let expected = problem.expected()
-            try withEachInstructionSet { set in
+            try withEachInstructionSet(of: .softmax) { set in
                 var parts = try Softmax.Accumulator(rows: 40, width: 20)
                 for range in [0..<120, 120..<121, 121..<300] {
                     var part = try Softmax.Accumulator(rows: 40, width: 20)

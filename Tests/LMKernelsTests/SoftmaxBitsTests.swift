@@ -38,7 +38,7 @@ extension KernelSuite {
                 problem.choose(choice, seed: 4)
                 let workspace = Workspace()
                 var expected: [[UInt64]]?
-                try withEachInstructionSet(fusedSets) { set in
+                try withEachInstructionSet(fusedSets, of: .softmax) { set in
                     for threads in [1, 2, 3, 8] {
                         problem.options.threads = threads
                         let these = try everything(problem, workspace: workspace)
@@ -186,7 +186,7 @@ extension KernelSuite {
         }
 
         @Test func streamingOfManyRows() throws {
-            try withEachInstructionSet { _ in
+            try withEachInstructionSet(of: .softmax) { _ in
                 try streams(
                     rows: 2100, columns: 4099, part: 100, functions: Softmax.Function.allCases,
                     threads: 2, of: Float.self)

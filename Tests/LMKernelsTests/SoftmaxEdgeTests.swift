@@ -32,7 +32,7 @@ extension KernelSuite {
             }
             var problem = problem(rows)
             let expected = problem.expected(.softmax).y
-            try withEachInstructionSet { set in
+            try withEachInstructionSet(of: .softmax) { set in
                 for algorithm in Softmax.Algorithm.allCases {
                     problem.options.algorithm = algorithm
                     let error = try worstUnits(problem.forward(.softmax).y.dense, expected)
@@ -49,7 +49,7 @@ extension KernelSuite {
                 for r in 0..<3 {
                     for j in 0..<columns { problem.x[r, j] += Float(offset) }
                 }
-                try withEachInstructionSet { set in
+                try withEachInstructionSet(of: .softmax) { set in
                     problem.options.algorithm = .threePass
                     let (three, sums) = try problem.forward(.softmax)
                     for algorithm in [Softmax.Algorithm.online, .twoPass] {
@@ -83,7 +83,7 @@ extension KernelSuite {
                 let isLog = function == .logSoftmax || function == .logStableMax
                 for algorithm in Softmax.Algorithm.allCases {
                     problem.options.algorithm = algorithm
-                    try withEachInstructionSet { set in
+                    try withEachInstructionSet(of: .softmax) { set in
                         let label = "\(label) \(function) \(algorithm) \(set)"
                         let (found, foundSums) = try problem.forward(function)
                         let error = relativeError(found.dense, y, floor: isLog ? 1 : 0)
@@ -106,7 +106,7 @@ extension KernelSuite {
             let gradient = narrow(problem.expectedLogSumExp().x)
             for algorithm in Softmax.Algorithm.allCases {
                 problem.options.algorithm = algorithm
-                try withEachInstructionSet { set in
+                try withEachInstructionSet(of: .softmax) { set in
                     let label = "\(label) logSumExp \(algorithm) \(set)"
                     #expect(try relativeError(problem.logSumExp(), sums) < 1.2e-7, "\(label)")
                     let dx = try problem.logSumExpBackward().x
@@ -183,7 +183,7 @@ extension KernelSuite {
         @Test func scaleGradientWhereStableMaxVanishes() throws {
             let problem = problem([[-1e30, 3e38] + [Float](repeating: 0, count: 18)])
             let expected = problem.expected(.logStableMax).scale
-            try withEachInstructionSet { set in
+            try withEachInstructionSet(of: .softmax) { set in
                 let y = try problem.forward(.logStableMax).y
                 let found = try problem.backward(.logStableMax, y: y).scale
                 #expect(relativeError(found, expected) < 1e-6, "\(set)")
@@ -196,7 +196,7 @@ extension KernelSuite {
                 var problem = SoftmaxProblem<Float>(rows: 5, columns: 20, seed: 8)
                 problem.options.causalOffset = -3
                 let expected = problem.expected(function)
-                try withEachInstructionSet { set in
+                try withEachInstructionSet(of: .softmax) { set in
                     let label = "\(function) \(set)"
                     let y = try problem.forward(function).y
                     #expect(relativeError(y.dense, expected.y, floor: 1) < 7e-7, "\(label)")

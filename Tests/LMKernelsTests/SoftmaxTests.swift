@@ -39,7 +39,7 @@ extension KernelSuite {
             let sums = problem.logSumExpReference()
             for function in functions {
                 let expected = problem.expected(function)
-                try withEachInstructionSet { set in
+                try withEachInstructionSet(of: .softmax) { set in
                     let label = "\(label) \(function) \(type) \(set)"
                     let (y, logSumExp) = try problem.forward(function)
                     let dense = y.dense
@@ -67,7 +67,7 @@ extension KernelSuite {
         ) throws {
             let tolerance = Tolerance(Element.storageType)
             let expected = problem.expectedLogSumExp()
-            try withEachInstructionSet { set in
+            try withEachInstructionSet(of: .softmax) { set in
                 let label = "\(label) logSumExp \(Element.storageType) \(set)"
                 let error = try relativeError(problem.logSumExp(), expected.y)
                 #expect(error < tolerance.logSumExp, "\(label): \(error)")

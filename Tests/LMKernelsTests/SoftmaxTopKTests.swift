@@ -56,7 +56,7 @@ extension KernelSuite {
                 case .bfloat16: 4e-3
                 case .float16: 6e-4
                 }
-            try withEachInstructionSet { set in
+            try withEachInstructionSet(of: .softmax) { set in
                 for threads in [1, 3] {
                     let found = try run(x, count: count, scale: scale, threads: threads)
                     let label = "\(label) \(Element.storageType) \(set)"
