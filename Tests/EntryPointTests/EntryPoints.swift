@@ -52,7 +52,8 @@ final class Floats {
     }
 }
 
-/// Scratch memory of `size` bytes that begins anywhere, with bytes after it that no call is to touch.
+/// Scratch memory of `size` bytes that begins anywhere, with bytes after it that no call is to
+/// touch.
 final class Scratch {
     let pointer: UnsafeMutableRawPointer
     private let memory: UnsafeMutableRawPointer

@@ -66,7 +66,8 @@ extension KernelSuite {
             #expect(found.result.predicted == [0], "the lowest of equal ones")
         }
 
-        /// Of two classes in one block of columns, in two, in two chunks; the target among them or not.
+        /// Of two classes in one block of columns, in two, in two chunks; the target among them or
+        /// not.
         @Test(arguments: [(3, 9), (3, 300), (3, 1030), (1500, 2100)])
         func predictedIsTheLowestOfEqualClasses(first: Int, second: Int) throws {
             var values = [Float](repeating: 0, count: 2600)

@@ -188,8 +188,8 @@ struct CrossEntropyProblem {
     }
 }
 
-/// ||found - expected|| / ||expected||, or ||found|| where nothing is expected. Entries that are not
-/// finite must be equal in kind and place, and are left out.
+/// ||found - expected|| / ||expected||, or ||found|| where nothing is expected. Entries that are
+/// not finite must be equal in kind and place, and are left out.
 func relativeError(_ found: [Double], _ expected: [Double]) -> Double {
     guard found.count == expected.count else { return .infinity }
     var difference = 0.0

@@ -3,8 +3,8 @@ import LMKernelsReference
 import Testing
 
 /// Tolerances as relative Euclidean errors. Measured over every test of this file: 1.2e-6 for
-/// losses, log-sum-exp, entropy and target logits (with one class, where the loss is the square of a
-/// single logit; 3.0e-07 else), 4.5e-7 for gradients.
+/// losses, log-sum-exp, entropy and target logits (with one class, where the loss is the square of
+/// a single logit; 3.0e-07 else), 4.5e-7 for gradients.
 private let outputTolerance = 2e-6
 private let gradientTolerance = 1e-6
 

@@ -185,10 +185,10 @@ extension KernelSuite {
 
         // MARK: - Keys near one another
 
-        /// Keys c + noise, at unit length, with rates near 2: every step reflects at nearly the same
-        /// plane, and (I + L)^-1 has entries near 2 all over a chunk. Measured errors of o: 7.3e-7
-        /// by the recurrence and 2.1e-6 in chunks; of states 8.9e-7 and 2.4e-6; of gradients, which
-        /// go in chunks, 5.2e-6.
+        /// Keys c + noise, at unit length, with rates near 2: every step reflects at nearly the
+        /// same plane, and (I + L)^-1 has entries near 2 all over a chunk. Measured errors of o:
+        /// 7.3e-7 by the recurrence and 2.1e-6 in chunks; of states 8.9e-7 and 2.4e-6; of
+        /// gradients, which go in chunks, 5.2e-6.
         @Test(arguments: [Float(0.1), 0.01, 0.001, 0])
         func nearlyCollinearKeys(noise: Float) throws {
             var problem = Problem(

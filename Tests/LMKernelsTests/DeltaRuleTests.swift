@@ -6,8 +6,8 @@ import Testing
 
 /// Tolerances as relative Euclidean errors. Measured over every test of this file and of edges, for
 /// float32, bfloat16 and float16: o 8.4e-7, 2.0e-3, 2.4e-4; gradients of that storage type 8.2e-7,
-/// 2.0e-3, 3.1e-4; states 5.7e-7; gradients that are float32 always 7.3e-7. Keys of width 1: 1.6e-6.
-/// States of bfloat16 in chunks on tiles: 2.7e-5.
+/// 2.0e-3, 3.1e-4; states 5.7e-7; gradients that are float32 always 7.3e-7. Keys of width 1:
+/// 1.6e-6. States of bfloat16 in chunks on tiles: 2.7e-5.
 private func limit(_ name: String, _ type: StorageType, onTiles: Bool) -> Double {
     switch (["o", "dq", "dk", "dv", "da", "db"].contains(name), type) {
     case (false, .bfloat16) where onTiles && name.hasPrefix("state"): 5e-5

@@ -4,7 +4,8 @@ import Testing
 
 #if os(Linux)
 
-    /// LAPACK's slarft and slarfb, of the OpenBLAS that `make test` installs: nothing here links with it.
+    /// LAPACK's slarft and slarfb, of the OpenBLAS that `make test` installs: nothing here links
+    /// with it.
     private struct LAPACK {
         typealias Flag = UnsafePointer<CChar>
         typealias Count = UnsafePointer<Int32>

@@ -12,7 +12,8 @@ extension KernelSuite {
             var first: Bits?
             try withEachInstructionSet([.avx512] + family.repetitions) { set in
                 let found = try found()
-                #expect(found == first ?? found, "\(family) of \(type), \(set)")
+                let isSame = found == first ?? found
+                #expect(isSame, "\(family) of \(type), \(set)")
                 first = first ?? found
             }
         }

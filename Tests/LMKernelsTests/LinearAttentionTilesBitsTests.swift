@@ -4,8 +4,9 @@ import Testing
 @testable import lmk
 
 extension KernelSuite {
-    /// What changes no bit of linear attention in bfloat16, which amx computes by chunks of 64 tokens
-    /// on tiles. What other instruction sets promise holds there as well, and tests run on others too.
+    /// What changes no bit of linear attention in bfloat16, which amx computes by chunks of 64
+    /// tokens on tiles. What other instruction sets promise holds there as well, and tests run on
+    /// others too.
     @Suite struct LinearAttentionTilesBitsTests {
         private typealias Problem = LinearAttentionProblem<BFloat16>
         private typealias Decay = LinearAttention.Decay
@@ -92,8 +93,8 @@ extension KernelSuite {
             }
         }
 
-        /// Special values of two kinds in one chunk: what the later one is does not reach the tokens
-        /// before it.
+        /// Special values of two kinds in one chunk: what the later one is does not reach the
+        /// tokens before it.
         @Test(arguments: [Decay.none, .token])
         func prefixesWithSpecialValues(decay: LinearAttention.Decay) throws {
             var whole = Problem.sequence(decay, .chunked)

@@ -4,8 +4,8 @@ import Testing
 @testable import lmk
 
 extension KernelSuite {
-    /// Linear attention in bfloat16, which amx computes by chunks of 64 tokens on tiles: against the
-    /// reference, and special values.
+    /// Linear attention in bfloat16, which amx computes by chunks of 64 tokens on tiles: against
+    /// the reference, and special values.
     @Suite struct LinearAttentionTilesTests {
         private typealias Problem = LinearAttentionProblem<BFloat16>
         private typealias Decay = LinearAttention.Decay
@@ -117,8 +117,9 @@ extension KernelSuite {
 
         // MARK: - Special values
 
-        /// Finite where AVX-512 is, and close to it there: measured o 7.8e-4, states 4.9e-6. Whether
-        /// infinities meet as such, or have come to NaN before, depends on where chunks begin.
+        /// Finite where AVX-512 is, and close to it there: measured o 7.8e-4, states 4.9e-6.
+        /// Whether infinities meet as such, or have come to NaN before, depends on where chunks
+        /// begin.
         private func expectLikeAVX512(
             _ problem: Problem, _ label: String, floor: Double = 0, hasSameKinds: Bool = false
         ) throws {

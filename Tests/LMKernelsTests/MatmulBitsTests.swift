@@ -10,8 +10,8 @@ extension KernelSuite {
 
         private let workspace = Workspace()
 
-        /// Large enough for several threads; in one product, over a batch, and over a batch of which
-        /// each item is worth several threads.
+        /// Large enough for several threads; in one product, over a batch, and over a batch of
+        /// which each item is worth several threads.
         private let threadedProblems = [
             Problem(rows: 130, columns: 257, depth: 300, layout: .nn),
             Problem(rows: 300, columns: 65, depth: 257, layout: .nt, gap: 3, offset: 1),

@@ -119,8 +119,8 @@ extension SoftmaxProblem {
 }
 
 /// ||found - expected|| / ||expected||, where entries that are expected to be smaller than `floor`
-/// on average count as if they were that: logarithms near 0 have an absolute error. Entries that are
-/// not finite must be equal in kind and place, and are left out.
+/// on average count as if they were that: logarithms near 0 have an absolute error. Entries that
+/// are not finite must be equal in kind and place, and are left out.
 func relativeError(_ found: [Double], _ expected: [Double], floor: Double) -> Double {
     let finite = expected.count { $0.isFinite }
     let norm = expected.reduce(0) { $1.isFinite ? $0 + $1 * $1 : $0 }.squareRoot()
