@@ -133,7 +133,7 @@ static forward_call plan_of(const lmk_delta_rule *r) {
                                (counted_steps(r) + 1) * (r->key_dim + r->value_dim);
     call.block_tokens =
         lmk_min(BLOCK_TOKENS, lmk_round_up(BLOCK_BYTES / token_bytes + 1, CHUNK_TOKENS));
-    // Whole chunks.
+    // Whole chunks on tiles.
     if (can_be_tiled(r)) call.block_tokens = BLOCK_TOKENS;
     worker_memory memory;
     call.worker_floats = lmk_round_up(worker_layout(&call, 0, &memory), 32);
@@ -335,11 +335,9 @@ static void run_chunks(const forward_call *call, const forward_unit *u, worker_m
                                      memory->states + floats * i);
     }
     fetch_column *const columns = (fetch_column *)(void *)memory->fetch;
-    // A multiple of every chunk.
-    const size_t block = lmk_round_up(call->block_tokens, TILE_TOKENS);
     if (call->tiles) call->tiles->begin();
-    for (size_t begin = 0; begin < u->tokens; begin += block) {
-        const size_t end = lmk_min(begin + block, u->tokens);
+    for (size_t begin = 0; begin < u->tokens; begin += call->block_tokens) {
+        const size_t end = lmk_min(begin + call->block_tokens, u->tokens);
         // Chunks without tiles do not fetch ahead.
         fetch_list list = {0};
         if (call->tiles) list = fetches_from(call, u, end);

@@ -69,7 +69,8 @@ typedef struct self_reference_plan {
     self_reference_sizes sizes;
     size_t sequences, matrix_floats, token_floats;
     unsigned threads;
-    /// Of backward: tokens between the matrices that are kept, and those matrices.
+    /// Of backward: tokens between the matrices that are kept for all of a sequence, and those
+    /// matrices; in the interval that is gone through back, one is kept for every block of tokens.
     size_t interval, kept;
 } self_reference_plan;
 
@@ -92,7 +93,8 @@ static self_reference_plan plan_of(const lmk_self_referential *m) {
         3 * (double)m->batch * (double)m->tokens * (double)m->heads * (double)plan.matrix_floats;
     plan.threads =
         work < (double)SERIAL_PRODUCTS ? 1 : (unsigned)lmk_min(lmk_thread_count(m->threads), slots);
-    while (plan.interval * plan.interval < tokens) plan.interval++;
+    // As many matrices are then kept outside of an interval as there are pairs of blocks in it.
+    plan.interval = lmk_round_up((size_t)ceil(2 * sqrt((double)tokens)), SELF_REFERENCE_WRITES);
     plan.kept = plan.interval > 0 ? lmk_divide_up(tokens, plan.interval) : 0;
     return plan;
 }
@@ -185,38 +187,51 @@ size_t lmk_self_referential_workspace_size(const lmk_self_referential *m) {
     return workspace_bytes(&plan, forward_floats(&plan));
 }
 
+/// Tokens begin ..< end, with W where it lies. Rows of token t are those of slot (t - begin) %
+/// slots in `tokens`. Where `blocks` is there W is kept in it before every block of tokens.
+static void run_tokens(const self_reference_call *call, size_t sequence, size_t head, size_t begin,
+                       size_t end, float *matrix, float *tokens, size_t slots, float *blocks) {
+    const lmk_self_referential *const m = call->m;
+    const self_reference_plan *const plan = &call->plan;
+    for (size_t t = begin; t < end; t++) {
+        const size_t i = t - begin, ahead = t + TOKENS_AHEAD;
+        const self_reference_token token = token_at(&plan->sizes,
+                                                    tokens + plan->token_floats * (i % slots)),
+                                   next = token_at(&plan->sizes,
+                                                   tokens + plan->token_floats * ((i + 1) % slots));
+        if (blocks && i % SELF_REFERENCE_WRITES == 0) {
+            memcpy(blocks + plan->matrix_floats * (i / SELF_REFERENCE_WRITES), matrix,
+                   sizeof(float) * plan->matrix_floats);
+        }
+        if (i == 0) {
+            load_input(call, sequence, t, head, token.input);
+            call->kernels->multiply(&plan->sizes, matrix, token.input, token.produced);
+        }
+        if (ahead < end) {
+            fetch_row(call, m->x, m->x_strides, sequence, ahead, head, m->key_dim);
+            if (call->y)
+                fetch_row(call, call->y, call->y_strides, sequence, ahead, head, m->value_dim);
+        }
+        const int is_last = t + 1 == end;
+        if (!is_last) load_input(call, sequence, t + 1, head, next.input);
+        if (call->y) {
+            call->kernels->store_row[m->dtype](
+                token.produced, m->value_dim,
+                row_at(call, call->y, call->y_strides, sequence, t, head));
+        }
+        call->kernels->step(&plan->sizes, &token, matrix, is_last ? 0 : next.input, next.produced);
+    }
+}
+
 static void forward_slot(void *context, size_t slot, unsigned worker) {
     const self_reference_call *const call = context;
     const lmk_self_referential *const m = call->m;
     const self_reference_plan *const plan = &call->plan;
-    const size_t sequence = slot / m->heads, head = slot % m->heads,
-                 tokens = tokens_of(&call->view, sequence);
-    float *const matrix = call->memory + call->local_floats * worker, *const rows =
-                                                                          matrix +
-                                                                          plan->matrix_floats;
+    const size_t sequence = slot / m->heads, head = slot % m->heads;
+    float *const matrix = call->memory + call->local_floats * worker;
     call->kernels->load_matrix(&plan->sizes, initial_matrix(m, sequence, head), matrix);
-    self_reference_token token = token_at(&plan->sizes, rows),
-                         next = token_at(&plan->sizes, rows + plan->token_floats);
-    for (size_t t = 0; t < tokens; t++) {
-        if (t == 0) {
-            load_input(call, sequence, t, head, token.input);
-            call->kernels->multiply(&plan->sizes, matrix, token.input, token.produced);
-        }
-        if (t + TOKENS_AHEAD < tokens) {
-            const size_t ahead = t + TOKENS_AHEAD;
-            fetch_row(call, m->x, m->x_strides, sequence, ahead, head, m->key_dim);
-            fetch_row(call, call->y, call->y_strides, sequence, ahead, head, m->value_dim);
-        }
-        const int is_last = t + 1 == tokens;
-        if (!is_last) load_input(call, sequence, t + 1, head, next.input);
-        call->kernels->store_row[m->dtype](
-            token.produced, m->value_dim,
-            row_at(call, call->y, call->y_strides, sequence, t, head));
-        call->kernels->step(&plan->sizes, &token, matrix, is_last ? 0 : next.input, next.produced);
-        const self_reference_token done = token;
-        token = next;
-        next = done;
-    }
+    run_tokens(call, sequence, head, 0, tokens_of(&call->view, sequence), matrix,
+               matrix + plan->matrix_floats, 2, 0);
     if (call->final_matrix)
         call->kernels->store_matrix(&plan->sizes, matrix,
                                     call->final_matrix + matrix_entries(m) * slot);
@@ -249,13 +264,18 @@ lmk_status lmk_self_referential_forward(const lmk_self_referential *m, void *y,
 // ---- Backward
 
 static size_t gradient_floats(const self_reference_sizes *s) {
-    return 2 * s->stride + 3 * s->width;
+    return 2 * s->stride + (3 + 16) * s->width;
 }
 
-/// Floats of a worker: the matrices that are kept, those of an interval and the one after it with
-/// its tokens, the gradient of W, and rows of one token's.
+/// Matrices of an interval.
+static size_t blocks_of(const self_reference_plan *plan) {
+    return plan->interval / SELF_REFERENCE_WRITES;
+}
+
+/// Floats of a worker: the matrices that are kept, those of an interval with its tokens, W and its
+/// gradient, and rows of one token's.
 static size_t backward_floats(const self_reference_plan *plan) {
-    return plan->matrix_floats * (plan->kept + plan->interval + 2) +
+    return plan->matrix_floats * (plan->kept + blocks_of(plan) + 2) +
            plan->token_floats * plan->interval + gradient_floats(&plan->sizes);
 }
 
@@ -278,35 +298,59 @@ size_t lmk_self_referential_backward_workspace_size(const lmk_self_referential *
 
 /// A worker's memory of backward.
 typedef struct backward_memory {
-    /// W before tokens 0, interval, 2 interval, ...; W before each token of an interval, and after
-    /// its last.
-    float *kept, *matrices;
+    /// W before tokens 0, interval, 2 interval, ...; before each block of an interval; where it is
+    /// computed.
+    float *kept, *blocks, *matrix;
     float *tokens, *gradient, *rows;
 } backward_memory;
 
 static backward_memory backward_memory_at(const self_reference_plan *plan, float *memory) {
     backward_memory b = {.kept = memory};
-    b.matrices = b.kept + plan->matrix_floats * plan->kept;
-    b.gradient = b.matrices + plan->matrix_floats * (plan->interval + 1);
+    b.blocks = b.kept + plan->matrix_floats * plan->kept;
+    b.matrix = b.blocks + plan->matrix_floats * blocks_of(plan);
+    b.gradient = b.matrix + plan->matrix_floats;
     b.tokens = b.gradient + plan->matrix_floats;
     b.rows = b.tokens + plan->token_floats * plan->interval;
     return b;
 }
 
-/// Tokens begin ..< end forward from matrices[0], keeping everything.
-static void run_interval(const self_reference_call *call, size_t sequence, size_t head,
-                         size_t begin, size_t end, const backward_memory *memory) {
+/// W before a token of an interval.
+static self_reference_matrix matrix_before(const self_reference_plan *plan,
+                                           const backward_memory *memory, size_t token) {
+    const size_t count = token % SELF_REFERENCE_WRITES;
+    const self_reference_token first =
+        token_at(&plan->sizes, memory->tokens + plan->token_floats * (token - count));
+    const size_t block = token / SELF_REFERENCE_WRITES;
+    return (self_reference_matrix){memory->blocks + plan->matrix_floats * block, first.change,
+                                   first.key, count, plan->token_floats};
+}
+
+/// The tokens of an interval back, whose rows and matrices are there.
+static void run_interval_back(const self_reference_call *call, size_t sequence, size_t head,
+                              size_t begin, size_t end, const backward_memory *memory) {
+    const lmk_self_referential *const m = call->m;
+    const lmk_self_referential_gradients *const g = call->gradients;
     const self_reference_plan *const plan = &call->plan;
-    for (size_t t = begin; t < end; t++) {
-        float *const matrix = memory->matrices + plan->matrix_floats * (t - begin),
-                     *const after = matrix + plan->matrix_floats;
+    const self_reference_sizes *const s = &plan->sizes;
+    float *const rows = memory->rows, *const narrow = rows + 2 * s->stride;
+    const self_reference_gradient scratch = {rows,
+                                             rows + s->stride,
+                                             narrow,
+                                             narrow + s->width,
+                                             narrow + 2 * s->width,
+                                             narrow + 3 * s->width};
+    self_reference_token after = {0};
+    for (size_t t = end; t-- > begin;) {
         const self_reference_token token =
-            token_at(&plan->sizes, memory->tokens + plan->token_floats * (t - begin));
-        load_input(call, sequence, t, head, token.input);
-        call->kernels->multiply(&plan->sizes, matrix, token.input, token.produced);
-        memcpy(after, matrix, plan->matrix_floats * sizeof(float));
-        call->kernels->step(&plan->sizes, &token, after, 0, 0);
+            token_at(s, memory->tokens + plan->token_floats * (t - begin));
+        const self_reference_matrix matrix = matrix_before(plan, memory, t - begin);
+        call->kernels->step_back[m->dtype](
+            s, &token, t + 1 == end ? 0 : &after, &scratch, &matrix, memory->gradient,
+            row_at(call, g->dy, g->dy_strides, sequence, t, head), m->has_input_softmax,
+            g->dx ? row_at(call, g->dx, g->dx_strides, sequence, t, head) : 0);
+        after = token;
     }
+    call->kernels->write_gradient(s, &after, &scratch, memory->gradient);
 }
 
 static void run_back(const self_reference_call *call, size_t sequence, size_t head,
@@ -323,32 +367,21 @@ static void run_back(const self_reference_call *call, size_t sequence, size_t he
     else memset(memory->gradient, 0, bytes);
     if (tokens == 0) return;
     const size_t intervals = lmk_divide_up(tokens, plan->interval);
-    call->kernels->load_matrix(s, initial_matrix(m, sequence, head), memory->kept);
-    for (size_t i = 0; i + 1 < intervals; i++) {
-        float *const kept = memory->kept + plan->matrix_floats * i;
-        memcpy(memory->matrices, kept, bytes);
-        run_interval(call, sequence, head, plan->interval * i, plan->interval * (i + 1), memory);
-        memcpy(kept + plan->matrix_floats, memory->matrices + plan->matrix_floats * plan->interval,
-               bytes);
+    call->kernels->load_matrix(s, initial_matrix(m, sequence, head), memory->matrix);
+    for (size_t i = 0; i < intervals; i++) {
+        const size_t begin = plan->interval * i;
+        memcpy(memory->kept + plan->matrix_floats * i, memory->matrix, bytes);
+        if (i + 1 < intervals) {
+            run_tokens(call, sequence, head, begin, begin + plan->interval, memory->matrix,
+                       memory->tokens, 2, 0);
+        }
     }
-    float *const rows = memory->rows;
-    const self_reference_gradient scratch = {rows, rows + s->stride, rows + 2 * s->stride,
-                                             rows + 2 * s->stride + s->width,
-                                             rows + 2 * (s->stride + s->width)};
     for (size_t i = intervals; i-- > 0;) {
         const size_t begin = plan->interval * i, end = lmk_min(tokens, begin + plan->interval);
-        // The last interval's are not there yet.
-        memcpy(memory->matrices, memory->kept + plan->matrix_floats * i, bytes);
-        run_interval(call, sequence, head, begin, end, memory);
-        for (size_t t = end; t-- > begin;) {
-            const self_reference_token token =
-                token_at(s, memory->tokens + plan->token_floats * (t - begin));
-            call->kernels->step_back[m->dtype](
-                s, &token, &scratch, memory->matrices + plan->matrix_floats * (t - begin),
-                memory->gradient, row_at(call, g->dy, g->dy_strides, sequence, t, head),
-                m->has_input_softmax,
-                g->dx ? row_at(call, g->dx, g->dx_strides, sequence, t, head) : 0);
-        }
+        memcpy(memory->matrix, memory->kept + plan->matrix_floats * i, bytes);
+        run_tokens(call, sequence, head, begin, end, memory->matrix, memory->tokens, plan->interval,
+                   memory->blocks);
+        run_interval_back(call, sequence, head, begin, end, memory);
     }
 }
 
@@ -371,8 +404,9 @@ static void shared_slot(void *context, size_t head, unsigned worker) {
     const self_reference_plan *const plan = &call->plan;
     const backward_memory memory =
         backward_memory_at(plan, call->memory + call->local_floats * worker);
-    float *const to = call->gradients->dinitial_matrix + matrix_entries(m) * head,
-                 *const dense = memory.matrices;
+    float *const to = call->gradients->dinitial_matrix + matrix_entries(m) * head, *const dense =
+                                                                                       memory
+                                                                                           .matrix;
     for (size_t n = 0; n < plan->sequences; n++) {
         run_back(call, n, head, &memory);
         call->kernels->store_matrix(&plan->sizes, memory.gradient, n == 0 ? to : dense);

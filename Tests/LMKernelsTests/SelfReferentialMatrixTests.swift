@@ -26,6 +26,8 @@ extension KernelSuite {
                 SelfReferentialProblem(
                     tokens: 30, heads: 2, keys: 10, values: 7, sharesMatrix: true,
                     offsets: [0, 29, 30, 30]))
+            // W is kept every 32 tokens, and every 16 on the way back.
+            problems.append(SelfReferentialProblem(tokens: 150, heads: 2, keys: 18, values: 20))
             return problems
         }
 
@@ -61,7 +63,7 @@ extension KernelSuite {
         @Test func threadsAndInstructionSetsChangeNoBit() throws {
             for sharesMatrix in [false, true] {
                 let problem = SelfReferentialProblem<Float>(
-                    batch: 3, tokens: 50, heads: 3, keys: 33, values: 40,
+                    batch: 3, tokens: 80, heads: 3, keys: 33, values: 40,
                     sharesMatrix: sharesMatrix)
                 var fused: [[UInt64]]?
                 try withEachInstructionSet(of: .selfReferentialMatrix) { set in

@@ -89,16 +89,20 @@ typedef struct lmk_self_referential_gradients {
     float *LMK_NULLABLE dinitial_matrix;
 } lmk_self_referential_gradients;
 
-/// Bytes of workspace for backward: for each thread about 2 sqrt(T) matrices, T being the tokens of
-/// the longest sequence.
+/// Bytes of workspace for backward: for each thread 5/8 sqrt(T) matrices and 8 rows each of
+/// 2 sqrt(T) tokens, T being the tokens of the longest sequence.
 size_t lmk_self_referential_backward_workspace_size(const lmk_self_referential *matrix);
 
-/// W is kept every sqrt(T) tokens and computed again in between. From the last token to the first,
-/// with W = W_{t-1}, f = phi(x_t), G the gradient of W_t and p = rate (v - u):
+/// W is kept every 2 sqrt(T) tokens and computed again in between, where it is kept every 16; for a
+/// token it is the last of them with what was written since. From the last token to the first, with
+/// W = W_{t-1}, f = phi(x_t), G the gradient of W_t and p = rate (v - u):
 ///
 ///     dp = G phi(k)        dd = rate dp        dbeta_i = sigmoid' sum of (v - u) dp over block i
 ///     dphi(q) = W^T dd        dphi(k) = G^T p - W^T dd        dr = [dy, dk, dq, dbeta]
 ///     G <- G + dd (phi(q) - phi(k))^T + dr f^T        df = W^T dr
+///
+/// Cost: 24 rows key_dim operations for a token and head, half of them forward, and 30 (rows +
+/// key_dim) on average for what was written since.
 ///
 /// Where an initial matrix is shared and its gradient is asked for, only heads go to different
 /// threads.

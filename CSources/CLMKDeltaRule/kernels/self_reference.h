@@ -151,40 +151,87 @@ static void write_change(const self_reference_sizes *sizes, const float *change,
     }
 }
 
-/// matrix += x y^T + z w^T, in this order.
-static void write_changes(const self_reference_sizes *sizes, const float *x, const float *y,
-                          const float *z, const float *w, float *matrix) {
+/// The gradient of a token's W from that of the W after it.
+static void write_gradient(const self_reference_sizes *sizes, const self_reference_token *token,
+                           const self_reference_gradient *g, float *gradient) {
     const size_t dim = sizes->dim, stride = sizes->stride;
     for (size_t d = 0; d < dim; d++) {
-        const f32x16 first = splat(y[d]), second = splat(w[d]);
-        float *const row = matrix + stride * d;
+        const f32x16 direction = splat(token->direction[d]), input = splat(token->input[d]);
+        float *const row = gradient + stride * d;
         for (size_t at = 0; at < stride; at += LMK_LANES) {
-            const f32x16 entry = first * load(x + at) + load(row + at);
-            store(row + at, second * load(z + at) + entry);
+            const f32x16 entry = direction * load(g->change + at) + load(row + at);
+            store(row + at, input * load(g->produced + at) + entry);
         }
     }
 }
 
-/// to[d] = sum over rows of matrix[d] x, in 16 lanes that are added at the end; four dimensions at
-/// a time.
-static void multiply_transposed(const self_reference_sizes *sizes, const float *matrix,
-                                const float *x, float *to) {
+/// The same, and what the token before reads of it: g->change = gradient key, and in g->sums
+/// gradient^T change lane by lane.
+static void write_and_read_gradient(const self_reference_sizes *sizes,
+                                    const self_reference_token *after,
+                                    const self_reference_token *token,
+                                    const self_reference_gradient *g, float *gradient) {
     const size_t dim = sizes->dim, stride = sizes->stride;
-    size_t d = 0;
-    for (; d + 4 <= dim; d += 4) {
+    EACH_SWEEP(stride, 0, {
+        f32x16 change[V];
+        f32x16 produced[V];
+        f32x16 written[V];
+        f32x16 sum[V];
+        EACH_OF(V) change[v] = load(g->change + at + LMK_LANES * v);
+        EACH_OF(V) produced[v] = load(g->produced + at + LMK_LANES * v);
+        EACH_OF(V) written[v] = load(token->change + at + LMK_LANES * v);
+        EACH_OF(V) sum[v] = splat(0);
+        for (size_t d = 0; d < dim; d++) {
+            const f32x16 direction = splat(after->direction[d]), input = splat(after->input[d]);
+            const f32x16 key = splat(token->key[d]);
+            float *const row = gradient + stride * d + at;
+            f32x16 across = at == 0 ? splat(0) : load(g->sums + LMK_LANES * d);
+            EACH_OF(V) {
+                const f32x16 before = direction * change[v] + load(row + LMK_LANES * v);
+                const f32x16 entry = input * produced[v] + before;
+                store(row + LMK_LANES * v, entry);
+                sum[v] = key * entry + sum[v];
+                across = entry * written[v] + across;
+            }
+            store(g->sums + LMK_LANES * d, across);
+        }
+        EACH_OF(V) store(g->change + at + LMK_LANES * v, sum[v]);
+    });
+}
+
+/// to[i] = <row i, x>, rows lying `step` floats apart, in 16 lanes that are added at the end; four
+/// rows at a time.
+static void multiply_rows(const float *rows, size_t step, size_t count, const float *x,
+                          size_t length, float *to) {
+    size_t i = 0;
+    for (; i + 4 <= count; i += 4) {
         f32x16 sum[4];
         EACH_OF(4) sum[v] = splat(0);
-        for (size_t at = 0; at < stride; at += LMK_LANES) {
+        for (size_t at = 0; at < length; at += LMK_LANES) {
             const f32x16 factor = load(x + at);
-            EACH_OF(4) sum[v] = load(matrix + stride * (d + v) + at) * factor + sum[v];
+            EACH_OF(4) sum[v] = load(rows + step * (i + v) + at) * factor + sum[v];
         }
-        EACH_OF(4) to[d + v] = reduce_sum(sum[v]);
+        EACH_OF(4) to[i + v] = reduce_sum(sum[v]);
     }
-    for (; d < dim; d++) {
+    for (; i < count; i++) {
         f32x16 sum = splat(0);
-        for (size_t at = 0; at < stride; at += LMK_LANES)
-            sum = load(matrix + stride * d + at) * load(x + at) + sum;
-        to[d] = reduce_sum(sum);
+        for (size_t at = 0; at < length; at += LMK_LANES)
+            sum = load(rows + step * i + at) * load(x + at) + sum;
+        to[i] = reduce_sum(sum);
+    }
+}
+
+/// to = W^T x
+static void multiply_transposed(const self_reference_sizes *sizes, const self_reference_matrix *w,
+                                const float *x, float *to) {
+    float parts[SELF_REFERENCE_WRITES];
+    multiply_rows(w->matrix, sizes->stride, sizes->dim, x, sizes->stride, to);
+    multiply_rows(w->changes, w->step, w->count, x, sizes->stride, parts);
+    for (size_t d = 0; d < sizes->dim; d += LMK_LANES) {
+        f32x16 sum = load(to + d);
+        for (size_t i = 0; i < w->count; i++)
+            sum = load(w->keys + w->step * i + d) * parts[i] + sum;
+        store(to + d, sum);
     }
 }
 
@@ -273,11 +320,18 @@ static void self_reference_step(const self_reference_sizes *s, const self_refere
 }
 
 LMK_INLINE void step_back(const self_reference_sizes *s, const self_reference_token *t,
-                          const self_reference_gradient *g, const float *matrix, float *gradient,
-                          const void *dy, lmk_dtype dtype, int has_softmax, void *dx) {
+                          const self_reference_token *after, const self_reference_gradient *g,
+                          const self_reference_matrix *matrix, float *gradient, const void *dy,
+                          lmk_dtype dtype, int has_softmax, void *dx) {
     size_t blocks[5];
     find_blocks(s, blocks);
-    multiply_row(s, gradient, t->key, g->change);
+    if (after) {
+        write_and_read_gradient(s, after, t, g, gradient);
+        for (size_t d = 0; d < s->dim; d++) g->key[d] = reduce_sum(load(g->sums + LMK_LANES * d));
+    } else {
+        multiply_row(s, gradient, t->key, g->change);
+        multiply_rows(gradient, s->stride, s->dim, t->change, s->stride, g->key);
+    }
     // What rows of dr are not written here are those of padding.
     for (size_t i = 0; i < s->stride; i += LMK_LANES) store(g->produced + i, splat(0));
     for (size_t b = 0; b < 4; b++) {
@@ -294,7 +348,6 @@ LMK_INLINE void step_back(const self_reference_sizes *s, const self_reference_to
     for (size_t i = 0; i < s->stride; i += LMK_LANES)
         store(g->change + i, load(t->rates + i) * load(g->change + i));
     multiply_transposed(s, matrix, g->change, g->query);
-    multiply_transposed(s, gradient, t->change, g->key);
     for (size_t i = 0; i < s->dim; i += LMK_LANES)
         store(g->key + i, load(g->key + i) - load(g->query + i));
     for (size_t i = 0; i < s->outputs; i += LMK_LANES) {
@@ -303,7 +356,6 @@ LMK_INLINE void step_back(const self_reference_sizes *s, const self_reference_to
     }
     softmax_gradient(t->key, g->key, s->dim, g->produced + blocks[1]);
     softmax_gradient(t->query, g->query, s->dim, g->produced + blocks[2]);
-    write_changes(s, g->change, t->direction, g->produced, t->input, gradient);
     if (!dx) return;
     multiply_transposed(s, matrix, g->produced, g->input);
     if (has_softmax) softmax_gradient(t->input, g->input, s->dim, g->input);
@@ -319,9 +371,11 @@ LMK_INLINE void step_back(const self_reference_sizes *s, const self_reference_to
         store_row_as(from, count, to, DTYPE);                                                      \
     }                                                                                              \
     static void step_back_##SUFFIX(const self_reference_sizes *s, const self_reference_token *t,   \
-                                   const self_reference_gradient *g, const float *matrix,          \
-                                   float *gradient, const void *dy, int has_softmax, void *dx) {   \
-        step_back(s, t, g, matrix, gradient, dy, DTYPE, has_softmax, dx);                          \
+                                   const self_reference_token *after,                              \
+                                   const self_reference_gradient *g,                               \
+                                   const self_reference_matrix *matrix, float *gradient,           \
+                                   const void *dy, int has_softmax, void *dx) {                    \
+        step_back(s, t, after, g, matrix, gradient, dy, DTYPE, has_softmax, dx);                   \
     }
 DEFINE_STEPS(f32, LMK_FLOAT32)
 DEFINE_STEPS(bf16, LMK_BFLOAT16)
@@ -332,5 +386,5 @@ DEFINE_STEPS(f16, LMK_FLOAT16)
         .load_matrix = load_matrix, .store_matrix = store_matrix, .add = add_floats,               \
         .load_input = EACH_STORAGE(load_input), .store_row = EACH_STORAGE(store_row),              \
         .multiply = multiply_row, .step = self_reference_step,                                     \
-        .step_back = EACH_STORAGE(step_back),                                                      \
+        .step_back = EACH_STORAGE(step_back), .write_gradient = write_gradient,                    \
     }

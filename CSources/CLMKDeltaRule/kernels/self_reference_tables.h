@@ -22,12 +22,24 @@ typedef struct self_reference_token {
     float *produced, *difference, *rates, *change;
 } self_reference_token;
 
+/// Most writes that W is multiplied without having them in its matrix.
+#define SELF_REFERENCE_WRITES 16
+
+/// W as a matrix and the writes of `count` tokens after it, change key^T, whose rows lie `step`
+/// floats apart.
+typedef struct self_reference_matrix {
+    const float *matrix, *changes, *keys;
+    size_t count, step;
+} self_reference_matrix;
+
 /// Scratch of the way back.
 typedef struct self_reference_gradient {
     /// dp, then dd; and dr. Rows of `stride`.
     float *change, *produced;
     /// Rows of `width`.
     float *query, *key, *input;
+    /// [dim][16]
+    float *sums;
 } self_reference_gradient;
 
 typedef struct self_reference_kernels {
@@ -46,11 +58,16 @@ typedef struct self_reference_kernels {
     /// produces.
     void (*step)(const self_reference_sizes *s, const self_reference_token *t, float *matrix,
                  const float *next_input, float *next);
-    /// One token back: `matrix` is W before it, `gradient` that of W after it, and becomes that of
-    /// W before it. Writes dx where it is not null.
+    /// One token back: `matrix` is W before it, `gradient` that of W after it once the token
+    /// `after` it has written what `g` has kept of it; null: it has. Keeps in `g` what this token
+    /// will write. Writes dx where it is not null.
     void (*step_back[3])(const self_reference_sizes *s, const self_reference_token *t,
-                         const self_reference_gradient *g, const float *matrix, float *gradient,
-                         const void *dy, int has_softmax, void *dx);
+                         const self_reference_token *after, const self_reference_gradient *g,
+                         const self_reference_matrix *matrix, float *gradient, const void *dy,
+                         int has_softmax, void *dx);
+    /// Writes what `g` has kept of a token.
+    void (*write_gradient)(const self_reference_sizes *s, const self_reference_token *token,
+                           const self_reference_gradient *g, float *gradient);
 } self_reference_kernels;
 
 extern const self_reference_kernels self_reference_kernels_generic;

@@ -125,8 +125,9 @@ public enum SelfReferentialMatrix {
     ///   - xGradient: [batch, tokens, heads, D]
     ///   - initialMatrixGradient: In the shape of `initialMatrix`, summed over sequences, in order,
     ///     where they share it; only heads go to different threads then.
-    ///   - workspace: Grows to about 2 sqrt(T) matrices for each thread, T being the tokens of the
-    ///     longest sequence: W is kept every sqrt(T) tokens and computed again in between.
+    ///   - workspace: Grows for each thread to 5/8 sqrt(T) matrices and 8 rows each of 2 sqrt(T)
+    ///     tokens, T being the tokens of the longest sequence: W is kept every 2 sqrt(T) tokens, and
+    ///     computed again and kept every 16 in between.
     /// - Throws: As `forward`.
     public static func backward<Element: StorageElement>(
         _ x: Span<Element>, yGradient: Span<Element>, initialMatrix: Span<Float>,
