@@ -282,7 +282,7 @@ static void run_blocks(const forward_call *call, const forward_unit *u, worker_m
     }
     for (size_t i = 0; results->final_state && i < u->heads; i++) {
         const delta_head head = head_of(call, u, i);
-        call->kernels->export_state(&head.rows, memory->states + state_floats * i, 1,
+        call->kernels->export_state(&head.rows, memory->states + state_floats * i, 0,
                                     results->final_state + state_at(r, u, i), r->value_dim);
     }
 }

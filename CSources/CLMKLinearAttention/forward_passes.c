@@ -12,12 +12,12 @@ int lmk_forward_is_passed(const forward_call *call, size_t tokens) {
            !lmk_forward_is_tiled(call, tokens);
 }
 
-/// A worker's memory for passes: for each head of a unit its state in slices and what that is to be
-/// multiplied with.
+/// A worker's memory for passes: for each head of a unit its state in slices and what that, or each
+/// of its rows, is to be multiplied with.
 typedef struct pass_layout {
     pass_memory tokens;
     float *fetch, *states, *scales;
-    size_t state_floats, fetches;
+    size_t state_floats, scale_floats, fetches;
 } pass_layout;
 
 static size_t lay_out_passes(const lmk_linear_attention *a, const linear_plan *plan, float *memory,
@@ -25,8 +25,9 @@ static size_t lay_out_passes(const lmk_linear_attention *a, const linear_plan *p
     const size_t row = CHUNK_TOKENS * panels_of(a->key_dim), rows = 4 * row,
                  columns = lmk_min(plan->group_columns, a->value_dim),
                  state = SLICE_COLUMNS * a->key_dim * panels_of(columns),
+                 scale = a->decay == LMK_DECAY_KEY ? row : 1,
                  fetches = plan->block_tokens / 4 * panels_of(columns);
-    *to = (pass_layout){.state_floats = state, .fetches = fetches};
+    *to = (pass_layout){.state_floats = state, .scale_floats = scale, .fetches = fetches};
     const matrix_part parts[] = {
         {&to->tokens.k, rows},
         {&to->tokens.q, rows},
@@ -35,7 +36,7 @@ static size_t lay_out_passes(const lmk_linear_attention *a, const linear_plan *p
         {&to->tokens.ones, row},
         {&to->fetch, lmk_round_up(sizeof(fetch_column) * fetches, 64) / sizeof(float)},
         {&to->states, plan->unit_heads * state},
-        {&to->scales, plan->unit_heads},
+        {&to->scales, plan->unit_heads * scale},
     };
     const size_t floats = lmk_linear_lay_out(parts, sizeof parts / sizeof *parts, memory);
     for (size_t d = 0; memory && d < row; d++) {
@@ -62,7 +63,7 @@ void lmk_forward_passes(const forward_call *call, const forward_unit *unit, unsi
         const forward_unit u = head_of_unit(unit, i);
         const linear_head head = lmk_forward_head(call, &u, 1);
         const state_start start = lmk_forward_start(call, &u);
-        m.scales[i] = 1;
+        for (size_t d = 0; d < m.scale_floats; d++) m.scales[m.scale_floats * i + d] = 1;
         call->kernels->import_slices(&head, start.state ? start.state + u.column : 0, a->value_dim,
                                      m.states + m.state_floats * i);
     }
@@ -81,15 +82,15 @@ void lmk_forward_passes(const forward_call *call, const forward_unit *unit, unsi
             };
             lmk_fetch_next(&list, share, columns);
             call->kernels->pass(&head, &m.tokens, block, lmk_min(block + tokens, end),
-                                m.states + m.state_floats * i, m.scales + i, r->states ? &kept : 0,
-                                columns, share);
+                                m.states + m.state_floats * i, m.scales + m.scale_floats * i,
+                                r->states ? &kept : 0, columns, share);
         }
     }
     for (size_t i = 0; r->final_state && i < unit->heads; i++) {
         const forward_unit u = head_of_unit(unit, i);
         const linear_head head = lmk_forward_head(call, &u, 1);
-        call->kernels->export_slices(&head, m.states + m.state_floats * i, m.scales[i],
-                                     r->final_state + size * state_index(call, &u) + u.column,
-                                     a->value_dim);
+        call->kernels->export_slices(
+            &head, m.states + m.state_floats * i, m.scales + m.scale_floats * i,
+            r->final_state + size * state_index(call, &u) + u.column, a->value_dim);
     }
 }

@@ -135,7 +135,7 @@ typedef struct delta_rule_kernels {
     /// Between a state or a part of its columns, [key_dim, width of v] at `stride`, and slices of
     /// SLICE_COLUMNS, [slice][key_dim][SLICE_COLUMNS]. A null `from` is zero.
     void (*import_state)(const linear_head *head, const float *from, size_t stride, float *state);
-    void (*export_state)(const linear_head *head, const float *state, float scale, float *to,
+    void (*export_state)(const linear_head *head, const float *state, const float *scale, float *to,
                          size_t stride);
     /// Takes steps begin ..< end of a sequence of `steps` into the state, `begin` being a multiple
     /// of BLOCK_STEPS; writes o where there is one, and e = v - z of each step where there are

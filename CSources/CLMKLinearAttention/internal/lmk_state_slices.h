@@ -66,7 +66,8 @@ LMK_INLINE const float *row_of(const token_rows *x, size_t step, int has_factor,
     return buffer;
 }
 
-/// A state or some of its columns, dense at `stride`, to slices, and back times `scale`.
+/// A state or some of its columns, dense at `stride`, to slices, and back times `scale`, which is a
+/// number, or one for each row where keys have decays of their own; null: 1.
 static void import_slices(const linear_head *head, const float *from, size_t stride, float *state) {
     const size_t rows = head->k.width, slices = slices_of(head);
     for (size_t i = 0; i < slices; i++) {
@@ -81,15 +82,16 @@ static void import_slices(const linear_head *head, const float *from, size_t str
     }
 }
 
-static void export_slices(const linear_head *head, const float *state, float scale, float *to,
-                          size_t stride) {
+static void export_slices(const linear_head *head, const float *state, const float *scale,
+                          float *to, size_t stride) {
     const size_t rows = head->k.width, slices = slices_of(head);
     for (size_t i = 0; i < slices; i++) {
         const column_slice slice = slice_of(head, i);
         for (size_t d = 0; d < rows; d++, state += SLICE_COLUMNS) {
+            const float factor = !scale ? 1 : scale[head->decay == LMK_DECAY_KEY ? d : 0];
             for (size_t lane = 0; lane < LMK_LANES * slice.vectors; lane += LMK_LANES) {
                 store_row(to + slice.column + stride * d, LMK_FLOAT32, lane, slice.columns,
-                          load(state + lane) * scale);
+                          load(state + lane) * factor);
             }
         }
     }

@@ -4,9 +4,9 @@
 // it is multiplied with its decay, gets what the token writes, and is read. Each sum is one chain
 // of fused multiply-adds in ascending rows, however many tokens a pass takes.
 //
-// A decay that dimensions share stays a number: the state is stored divided by the product of the
-// decays so far. A token after which that would be small multiplies it in, and it begins again with
-// 1: whether a token does so is a matter of those before it alone.
+// The state is stored divided by the product of the decays so far, a number or one for each row. A
+// token after which that would be small multiplies it in, and it begins again with 1: whether a
+// token does so is a matter of those before it alone.
 
 #if defined(LMK_AVX512)
 #define PASS_TOKENS 4
@@ -26,8 +26,10 @@ typedef struct token_group {
     pass_decay way;
     /// What the state is multiplied with, factors of v and of what is read, and bonuses.
     float numbers[PASS_GROUP], write_scale[PASS_GROUP], read_scale[PASS_GROUP], bonus[PASS_GROUP];
-    /// The state after each token is this times what is stored then.
+    /// The state after each token is this times what is stored then; a row of numbers where keys
+    /// have decays of their own.
     float scale_after[PASS_GROUP];
+    const float *rows_after[PASS_GROUP];
 } token_group;
 
 /// `v` and `y` are [PASS_TOKENS][SLICE_COLUMNS].
@@ -134,21 +136,75 @@ static float bonus_of(const linear_head *head, const float *q, const float *k) {
     return reduce_sum(sum);
 }
 
+/// The decay of token n by a number: what the state is multiplied with, or else what this token
+/// writes and reads, and `scale`.
+static void decay_by_number(const linear_head *head, token_group *g, size_t n, float decay,
+                            float *scale) {
+    const float before = *scale, product = before * decay;
+    if (product >= 1 / FOLD_LIMIT && product <= FOLD_LIMIT) {
+        g->write_scale[n] = 1 / product;
+        *scale = product;
+    } else {
+        g->way = PASS_NUMBERS;
+        g->numbers[n] = product;
+        *scale = 1;
+    }
+    g->read_scale[n] = head->scale * (head->bonus ? before : *scale);
+    g->scale_after[n] = *scale;
+}
+
+/// The same by rows: of all keys at once.
+static void decay_by_rows(const linear_head *head, const pass_memory *m, token_group *g, size_t n,
+                          float *scale) {
+    const size_t width = head->k.width, padded = LMK_LANES * panels_of(width);
+    const float *const log_decay = head->log_decay + head->log_decay_stride * (g->token + n);
+    float *const products = m->rows + padded * n, *const k = m->k + padded * n,
+                 *const q = m->q + padded * n;
+    const int reads = head->o.data != 0, has_bonus = head->bonus != 0;
+    i32x16 is_outside = (i32x16)0;
+    for (size_t at = 0; at < width; at += LMK_LANES) {
+        const f32x16 decay = vexp(load_row(log_decay, LMK_FLOAT32, at, width)),
+                     product = load(scale + at) * decay;
+        store(products + at, product);
+        is_outside |= ~((product >= 1 / FOLD_LIMIT) & (product <= FOLD_LIMIT));
+    }
+    const int folds = any_of(is_outside);
+    // A read before the decay is one of what is stored until then.
+    for (size_t at = 0; reads && (has_bonus || !folds) && at < width; at += LMK_LANES) {
+        const f32x16 factor = load((has_bonus ? scale : products) + at);
+        store(q + at, load_row(g->q[n], LMK_FLOAT32, at, width) * factor);
+    }
+    if (reads && (has_bonus || !folds)) g->q[n] = q;
+    if (folds) {
+        g->way = PASS_ROWS;
+        g->rows[n] = products;
+        g->rows_after[n] = m->ones;
+        for (size_t at = 0; at < width; at += LMK_LANES) store(scale + at, splat(1));
+        return;
+    }
+    g->rows_after[n] = products;
+    for (size_t at = 0; at < width; at += LMK_LANES) {
+        const f32x16 product = load(products + at);
+        store(k + at, load_row(g->k[n], LMK_FLOAT32, at, width) / product);
+        store(scale + at, product);
+    }
+    g->k[n] = k;
+}
+
 /// Tokens token ..< token + count, the i-th of those that were begun. `scale` is that of the state,
 /// before the group and then after it.
 static token_group prepare_tokens(const linear_head *head, const pass_memory *m, size_t token,
                                   size_t i, size_t count, float *scale) {
     const size_t width = head->k.width, padded = LMK_LANES * panels_of(width);
     const int has_unit_length = head->has_unit_length, reads = head->o.data != 0;
-    token_group g = {.token = token,
-                     .count = count,
-                     .way = head->decay == LMK_DECAY_KEY ? PASS_ROWS : PASS_WITHOUT};
+    token_group g = {.token = token, .count = count, .way = PASS_WITHOUT};
     for (size_t n = 0; n < PASS_GROUP; n++) {
         g.k[n] = g.q[n] = m->zeros;
         g.rows[n] = m->ones;
         g.numbers[n] = g.write_scale[n] = 1;
         g.read_scale[n] = head->scale;
         g.scale_after[n] = *scale;
+        g.rows_after[n] = 0;
         if (n >= count) continue;
         g.k[n] =
             row_of(&head->k, token + n, has_unit_length, m->k_factors[i + n], m->k + padded * n);
@@ -157,25 +213,8 @@ static token_group prepare_tokens(const linear_head *head, const pass_memory *m,
                             m->q + padded * n);
         }
         if (head->bonus && reads) g.bonus[n] = head->scale * bonus_of(head, g.q[n], g.k[n]);
-        if (head->decay == LMK_DECAY_KEY) {
-            const float *const log_decay = head->log_decay + head->log_decay_stride * (token + n);
-            float *const row = m->rows + padded * n;
-            for (size_t at = 0; at < width; at += LMK_LANES)
-                store(row + at, vexp(load_row(log_decay, LMK_FLOAT32, at, width)));
-            g.rows[n] = row;
-            continue;
-        }
-        const float before = *scale, product = before * m->decays[i + n];
-        if (product >= 1 / FOLD_LIMIT && product <= FOLD_LIMIT) {
-            g.write_scale[n] = 1 / product;
-            *scale = product;
-        } else {
-            g.way = PASS_NUMBERS;
-            g.numbers[n] = product;
-            *scale = 1;
-        }
-        g.read_scale[n] = head->scale * (head->bonus ? before : *scale);
-        g.scale_after[n] = *scale;
+        if (head->decay == LMK_DECAY_KEY) decay_by_rows(head, m, &g, n, scale);
+        else decay_by_number(head, &g, n, m->decays[i + n], scale);
     }
     return g;
 }
@@ -183,7 +222,9 @@ static token_group prepare_tokens(const linear_head *head, const pass_memory *m,
 /// The state after the first `count` tokens of a group, from the one before it.
 static void keep_after(const linear_head *head, const token_group *g, column_slice slice,
                        size_t count, const float *state, const float *v, float *to, size_t stride) {
+    const float *const rows_after = g->rows_after[count - 1];
     for (size_t d = 0; d < head->k.width; d++, state += SLICE_COLUMNS) {
+        const float scale = rows_after ? rows_after[d] : g->scale_after[count - 1];
         for (size_t lane = 0; lane < LMK_LANES * slice.vectors; lane += LMK_LANES) {
             f32x16 x = load(state + lane);
             for (size_t n = 0; n < count; n++) {
@@ -191,8 +232,7 @@ static void keep_after(const linear_head *head, const token_group *g, column_sli
                 if (g->way == PASS_NUMBERS) x = x * g->numbers[n];
                 x = load(v + SLICE_COLUMNS * n + lane) * g->k[n][d] + x;
             }
-            store_row(to + stride * d, LMK_FLOAT32, lane, slice.columns,
-                      x * g->scale_after[count - 1]);
+            store_row(to + stride * d, LMK_FLOAT32, lane, slice.columns, x * scale);
         }
     }
 }

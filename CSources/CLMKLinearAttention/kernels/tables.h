@@ -58,8 +58,8 @@ typedef struct linear_attention_kernels {
                        size_t begin, size_t count, const float *dstate);
     /// The same between a state and slices of SLICE_COLUMNS.
     void (*import_slices)(const linear_head *head, const float *from, size_t stride, float *state);
-    void (*export_slices)(const linear_head *head, const float *state, float scale, float *to,
-                          size_t stride);
+    void (*export_slices)(const linear_head *head, const float *state, const float *scale,
+                          float *to, size_t stride);
     /// Takes tokens begin ..< end of `tokens` into a state in slices, `begin` being a multiple of
     /// 16, a few in each pass; writes o where there is one. The state is `scale` times what is
     /// stored, and what is stored after the last token. Each pass fetches a column while there are
