@@ -75,7 +75,7 @@ static size_t lay_out(const backward_call *call, float *memory, backward_memory 
         {&m->fetch, lmk_round_up(sizeof(fetch_column) * fetches_of(call), 64) / sizeof(float)},
         {&m->slices, slice_floats(call) * heads},
         {&m->carries, carry_floats(call) * heads},
-        {&m->scales, heads},
+        {&m->scales, heads * delta_scale_floats(r->decay, r->key_dim)},
         {&m->errors, error_floats(call) * heads},
         {&m->checkpoints, state * call->blocks * heads},
         {&m->dstates, state * heads},
@@ -273,11 +273,12 @@ static fetch_list fetches_from(const backward_call *call, const backward_unit *u
 /// The recurrence without queries; heads in turn, block by block.
 static void keep_errors(const backward_call *call, const backward_unit *u, backward_memory *m) {
     const lmk_delta_rule *const r = call->rule;
-    const size_t block = CHUNK_TOKENS * call->block_chunks, size = r->key_dim * r->value_dim;
+    const size_t block = CHUNK_TOKENS * call->block_chunks, size = r->key_dim * r->value_dim,
+                 scale_floats = delta_scale_floats(r->decay, r->key_dim);
     fetch_column *const columns = (fetch_column *)(void *)m->fetch;
     for (size_t i = 0; i < u->heads; i++) {
         const delta_head head = head_of(call, u, i);
-        m->scales[i] = 1;
+        for (size_t d = 0; d < scale_floats; d++) m->scales[scale_floats * i + d] = 1;
         call->kernels->import_state(
             &head.rows, r->initial_state ? r->initial_state + size * state_index(call, u, i) : 0,
             r->value_dim, m->slices + slice_floats(call) * i);
@@ -291,10 +292,11 @@ static void keep_errors(const backward_call *call, const backward_unit *u, backw
             float *const slices = m->slices + slice_floats(call) * i;
             const state_place place = {slices, slices, SLICE_COLUMNS, SLICE_COLUMNS * r->key_dim};
             lmk_fetch_next(&list, share, columns);
-            call->kernels->transpose(&head, slices, m->scales[i],
+            float *const scale = m->scales + scale_floats * i;
+            call->kernels->transpose(&head, slices, scale,
                                      checkpoint_of(call, m, i, begin / block));
             call->kernels->advance(&head, &m->steps, begin, end, u->steps, &place,
-                                   m->carries + carry_floats(call) * i, m->scales + i, 0,
+                                   m->carries + carry_floats(call) * i, scale, 0,
                                    m->errors + error_floats(call) * i, columns, share);
         }
     }

@@ -257,7 +257,8 @@ static void retreat(const delta_head *head, const delta_gradients *to, const del
 }
 
 /// A state in slices, times its scale, to transposed panels.
-static void transpose_slices(const delta_head *head, const float *state, float scale, float *to) {
+static void transpose_slices(const delta_head *head, const float *state, const float *scale,
+                             float *to) {
     const size_t rows = head->rows.k.width, keys = panels_of(rows),
                  values = panels_of(head->rows.v.width), vectors = SWEEP_VECTORS;
     for (size_t v = 0; v < values; v++) {
@@ -267,8 +268,9 @@ static void transpose_slices(const delta_head *head, const float *state, float s
             float panel[PANEL];
             for (size_t i = 0; i < LMK_LANES; i++) {
                 const size_t row = LMK_LANES * p + i;
+                const float factor = scale[head->rows.decay == LMK_DECAY_KEY ? row : 0];
                 store(panel + LMK_LANES * i,
-                      row < rows ? load(columns + SLICE_COLUMNS * row) * scale : splat(0));
+                      row < rows ? load(columns + SLICE_COLUMNS * row) * factor : splat(0));
             }
             transpose_panels(panel, 1, to + PANEL * (values * p + v));
         }

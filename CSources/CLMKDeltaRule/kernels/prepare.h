@@ -1,9 +1,9 @@
 // Everything of a block of steps that does not need the state. Included inside a region.
 //
-// A decay that dimensions share stays a number: the state is stored divided by the product of the
-// decays so far, which is multiplied in again when it becomes small, so that most passes over the
-// state have no decay at all. Decays per key are multiplied in by every pass. Nothing is divided by
-// a small number, and a decay of 0 is as good as any other.
+// The state is stored divided by the product of the decays so far, a number or one for each key,
+// which is multiplied in again when it becomes small, so that most passes over the state have no
+// decay at all. In the generalised form decays per key are multiplied in by every pass. Nothing is
+// divided by a small number, and a decay of 0 is as good as any other.
 
 /// The rows of a group: k and q, and in the generalised form a and b. A query's is that of its
 /// step.
@@ -42,7 +42,7 @@ static step_group *begin_group(const delta_head *head, step_block *block, size_t
     g->step = block->begin + i;
     g->count = count;
     g->folding = FOLD_NONE;
-    g->first_rows = g->fold_rows = 0;
+    g->first_rows = g->fold_rows = g->rows_after = 0;
     g->scale_after = g->first_fold = g->fold = 1;
     g->met = g->met_second = 0;
     for (size_t n = 0; n < GROUP_STEPS; n++) {
@@ -118,10 +118,35 @@ LMK_INLINE f32x16 step_decay(const delta_head *head, size_t step, const float *r
     return vexp(load_row(row, LMK_FLOAT32, at, head->rows.k.width));
 }
 
-/// One group with decays per key, or in the generalised form: it begins with the state itself.
+/// The products of decays after the first and after the second step of a group, `first` and `fold`,
+/// and that of the second alone. Returns whether they are to be multiplied in.
+LMK_INLINE int multiply_step_decays(const delta_head *head, const step_group *g,
+                                    const float *shared, const float *scale, float *first,
+                                    float *fold, float *second) {
+    const size_t width = head->rows.k.width, stride = head->rows.log_decay_stride;
+    const float *const rows = head->rows.log_decay;
+    i32x16 is_outside = (i32x16)0;
+    for (size_t at = 0; at < width; at += LMK_LANES) {
+        const f32x16 before = scale ? load(scale + at) : splat(1),
+                     a0 = step_decay(head, g->step, rows + stride * g->token[0], shared[0], at),
+                     a1 = g->count > 1 ? step_decay(head, g->step + 1, rows + stride * g->token[1],
+                                                    shared[1], at)
+                                       : splat(1),
+                     product = before * a0, both = product * a1;
+        store(first + at, product);
+        store(fold + at, both);
+        store(second + at, a1);
+        is_outside |= ~((both >= 1 / FOLD_LIMIT) & (both <= FOLD_LIMIT));
+        is_outside |= ~((product >= 1 / FOLD_LIMIT) & (product <= FOLD_LIMIT));
+    }
+    return !scale || any_of(is_outside);
+}
+
+/// One group with decays per key, or in the generalised form. `scale`, a row, is that of the state,
+/// before the group and then after it; null: the state is itself.
 LMK_INLINE void prepare_rows(const delta_head *head, const step_block *block, step_group *g,
                              size_t i, const float *shared, int is_generalized,
-                             const group_rows *rows) {
+                             const group_rows *rows, int is_last, float *scale) {
     const size_t width = head->rows.k.width, padded = LMK_LANES * panels_of(width),
                  row = padded * i, next = row + padded;
     const int has_second = g->count > 1;
@@ -131,28 +156,26 @@ LMK_INLINE void prepare_rows(const delta_head *head, const step_block *block, st
                        *const r0 = is_generalized ? rows->a[0] : k0,
                        *const r1 = is_generalized && has_second ? rows->a[1] : k1,
                        *const q0 = g->query[0], *const q1 = g->query[1];
-    const size_t stride = head->rows.log_decay_stride;
-    const float *const g0 = head->rows.log_decay + stride * g->token[0], *const g1 =
-                                                                             head->rows.log_decay +
-                                                                             stride * g->token[1];
+    float second_decay[LMK_DELTA_RULE_DIM];
+    const int leaves = multiply_step_decays(head, g, shared, scale, block->first + row,
+                                            block->fold + row, second_decay),
+              folds = is_last || leaves;
     f32x16 met = splat(0), met_00 = splat(0), met_10 = splat(0), met_11 = splat(0);
     f32x16 second = splat(0), second_00 = splat(0), second_10 = splat(0), second_11 = splat(0);
     for (size_t at = 0; at < width; at += LMK_LANES) {
-        const f32x16 a0 = step_decay(head, g->step, g0, shared[0], at),
-                     a1 = has_second ? step_decay(head, g->step + 1, g1, shared[1], at) : splat(1),
-                     both = a0 * a1;
+        const f32x16 a0 = load(block->first + row + at), a1 = load(second_decay + at),
+                     both = load(block->fold + row + at);
         const f32x16 x0 = load_row(b0, LMK_FLOAT32, at, width),
                      x1 = load_row(b1, LMK_FLOAT32, at, width),
                      y0 = load_row(r0, LMK_FLOAT32, at, width),
                      y1 = load_row(r1, LMK_FLOAT32, at, width);
         const f32x16 x0_after = x0 * a1;
-        store(block->fold + row + at, both);
-        store(block->first + row + at, a0);
-        store(block->write + row + at, x0_after);
+        const f32x16 written = folds ? splat(1) : 1 / both;
+        store(block->write + row + at, x0_after * written);
         // a is read before the decay of its step, k after it.
         store(block->read + row + at, is_generalized ? y0 : y0 * a0);
         if (has_second) {
-            store(block->write + next + at, x1);
+            store(block->write + next + at, x1 * written);
             store(block->read + next + at, is_generalized ? y1 * a0 : y1 * both);
         }
         met = y1 * (is_generalized ? x0 : x0_after) + met;
@@ -178,24 +201,26 @@ LMK_INLINE void prepare_rows(const delta_head *head, const step_block *block, st
         second_10 = q * v0_after + second_10;
         second_11 = q * v1 + second_11;
     }
-    const float scale = head->rows.scale;
+    const float query_scale = head->rows.scale;
     g->met = has_second ? reduce_sum(met) : 0;
-    g->query_met[0][0] = scale * reduce_sum(met_00);
-    g->query_met[1][0] = scale * reduce_sum(met_10);
-    g->query_met[1][1] = scale * reduce_sum(met_11);
+    g->query_met[0][0] = query_scale * reduce_sum(met_00);
+    g->query_met[1][0] = query_scale * reduce_sum(met_10);
+    g->query_met[1][1] = query_scale * reduce_sum(met_11);
     if (is_generalized) {
         g->met_second = has_second ? reduce_sum(second) : 0;
-        g->query_met_second[0][0] = scale * reduce_sum(second_00);
-        g->query_met_second[1][0] = scale * reduce_sum(second_10);
-        g->query_met_second[1][1] = scale * reduce_sum(second_11);
+        g->query_met_second[0][0] = query_scale * reduce_sum(second_00);
+        g->query_met_second[1][0] = query_scale * reduce_sum(second_10);
+        g->query_met_second[1][1] = query_scale * reduce_sum(second_11);
     }
-    g->folding = FOLD_ROWS;
-    g->fold_rows = block->fold + row;
+    if (folds) g->folding = FOLD_ROWS;
+    *(folds ? &g->fold_rows : &g->rows_after) = block->fold + row;
     g->first_rows = block->first + row;
+    for (size_t at = 0; scale && at < width; at += LMK_LANES)
+        store(scale + at, folds ? splat(1) : load(block->fold + row + at));
     g->first_write = b0;
     g->first_second = k0;
     for (size_t n = 0; n < GROUP_STEPS; n++) {
-        g->query_scale[n] = scale;
+        g->query_scale[n] = query_scale;
         if (n >= g->count) continue;
         g->read[n] = block->read + row + padded * n;
         g->write[n] = block->write + row + padded * n;
@@ -219,15 +244,16 @@ static void begin_block(const delta_head *head, step_block *block, size_t begin,
                     block->q_factors);
 }
 
-/// Group `n` of a block, the last one of the sequence where `is_last`.
+/// Group `n` of a block, the last one of the sequence where `is_last`. `scale` is a number, or a
+/// row with decays per key.
 static void prepare_group(const delta_head *head, step_block *block, size_t n, int is_last,
                           float *scale) {
     const size_t i = GROUP_STEPS * n, count = lmk_min(GROUP_STEPS, block->count - i);
     const group_rows rows = find_rows(head, block, i, count);
     step_group *const g = begin_group(head, block, i, count, &rows);
-    if (head->a.data) prepare_rows(head, block, g, i, block->decay + i, 1, &rows);
+    if (head->a.data) prepare_rows(head, block, g, i, block->decay + i, 1, &rows, is_last, 0);
     else if (head->rows.decay == LMK_DECAY_KEY)
-        prepare_rows(head, block, g, i, block->decay + i, 0, &rows);
+        prepare_rows(head, block, g, i, block->decay + i, 0, &rows, is_last, scale);
     else prepare_numbers(head, g, block->decay + i, is_last, scale);
 }
 

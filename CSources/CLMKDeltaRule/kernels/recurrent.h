@@ -96,7 +96,7 @@ static void keep_state(const delta_head *head, const step_group *g, column_slice
                 x = load(writes->first + lane) * g->first_write[d] + x;
                 if (head->a.data) x = load(writes->v + lane) * g->first_second[d] + x;
             } else {
-                x = x * g->scale_after;
+                x = x * (g->rows_after ? g->rows_after[d] : g->scale_after);
             }
             store_row(to + stride * d, LMK_FLOAT32, lane, slice.columns, x);
         }
@@ -136,6 +136,7 @@ static void advance(const delta_head *head, delta_memory *m, size_t begin, size_
                     const state_place *place, float *carries, float *scale, const kept_states *kept,
                     float *errors, const fetch_column *fetch, size_t fetches) {
     const size_t slices = slices_of(&head->rows),
+                 scales = delta_scale_floats(head->rows.decay, head->rows.k.width),
                  slice_bytes = sizeof(float) * SLICE_COLUMNS * head->rows.k.width,
                  abreast = 2 * slice_bytes <= ABREAST_BYTES ? 2 : 1;
     step_block *const blocks = m->blocks;
@@ -158,10 +159,10 @@ static void advance(const delta_head *head, delta_memory *m, size_t begin, size_
                 // Each group is prepared while the one before it is written.
                 if (has_next && i == 0) {
                     // That of the next call is prepared once more there.
-                    float same = *scale;
+                    float same[LMK_DELTA_RULE_DIM];
+                    for (size_t d = 0; next_step >= end && d < scales; d++) same[d] = scale[d];
                     prepare_group(head, is_in_block ? block : next_block, is_in_block ? n + 1 : 0,
-                                  next_step + GROUP_STEPS >= steps,
-                                  next_step < end ? scale : &same);
+                                  next_step + GROUP_STEPS >= steps, next_step < end ? scale : same);
                     for (size_t s = next_step + GROUP_STEPS;
                          s < lmk_min(next_step + 2 * GROUP_STEPS, steps); s++)
                         fetch_step(head, s);
@@ -259,9 +260,9 @@ LMK_INLINE void step_columns(const delta_head *head, const step_group *g, int is
 static void step(const delta_head *head, delta_memory *m, const float *from, float *to,
                  size_t stride) {
     step_block *const block = m->blocks;
-    float scale = 1;
+    float one = 1;
     begin_block(head, block, 0, 1);
-    prepare_group(head, block, 0, 1, &scale);
+    prepare_group(head, block, 0, 1, head->rows.decay == LMK_DECAY_KEY ? 0 : &one);
     const step_group *const g = block->groups;
     if (head->a.data) step_columns(head, g, 1, 1, from, to, stride);
     else if (g->fold_rows) step_columns(head, g, 0, 1, from, to, stride);

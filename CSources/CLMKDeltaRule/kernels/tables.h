@@ -23,6 +23,11 @@ typedef struct delta_head {
     token_rows a, b;
 } delta_head;
 
+/// Floats of what a state is multiplied with: a number, or with decays per key one for each row.
+static inline size_t delta_scale_floats(lmk_decay decay, size_t key_dim) {
+    return decay == LMK_DECAY_KEY ? CHUNK_TOKENS * panels_of(key_dim) : 1;
+}
+
 /// Two steps, or one, that a pass over the state writes.
 typedef struct step_group {
     /// The first one, and how many; their tokens.
@@ -40,8 +45,9 @@ typedef struct step_group {
     /// that is kept there.
     const float *first_rows, *first_write, *first_second;
     float first_fold;
-    /// The state after the group is this times what is stored.
+    /// The state after the group is this times what is stored, or each row its own.
     float scale_after;
+    const float *rows_after;
     /// Factors of what is read for u and for o, of u when it is written, and beta.
     float read_scale[GROUP_STEPS], query_scale[GROUP_STEPS], write_scale[GROUP_STEPS],
         rate[GROUP_STEPS];
@@ -158,7 +164,7 @@ typedef struct delta_rule_kernels {
     void (*advance_chunk)(const delta_head *head, const delta_chunk *chunk, size_t begin,
                           size_t count, float *state);
     /// From slices, times `scale`, to transposed panels.
-    void (*transpose)(const delta_head *head, const float *state, float scale, float *to);
+    void (*transpose)(const delta_head *head, const float *state, const float *scale, float *to);
     /// Transposed states: the one after steps begin ..< begin + count, at most 16, from the one
     /// before them.
     void (*sweep)(const delta_head *head, const delta_chunk *chunk, size_t begin, size_t count,
