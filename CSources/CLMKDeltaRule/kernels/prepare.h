@@ -137,7 +137,6 @@ LMK_INLINE int multiply_step_decays(const delta_head *head, const step_group *g,
         store(fold + at, both);
         store(second + at, a1);
         is_outside |= ~((both >= 1 / FOLD_LIMIT) & (both <= FOLD_LIMIT));
-        is_outside |= ~((product >= 1 / FOLD_LIMIT) & (product <= FOLD_LIMIT));
     }
     return !scale || any_of(is_outside);
 }
