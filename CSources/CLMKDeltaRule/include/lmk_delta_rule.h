@@ -25,7 +25,7 @@
 //
 // float32 results have the same bits for any number of threads and on AVX2, AVX-512 and NEON, and
 // those of a token do not depend on the tokens after it. States are kept divided by up to 1024
-// where there are decays: entries beyond 3e35 may overflow.
+// where there are decays: entries of a state, k or v beyond 3e35 may overflow.
 //
 // Under the instruction set amx forward takes q, k and v of bfloat16 in chunks on tiles, unless
 // decays are per key, the form is generalised or the recurrence is asked for. What is not bfloat16

@@ -26,7 +26,7 @@
 // those of a token do not depend on the tokens after it: computed in the same form, for the
 // automatic one chooses by the number of tokens. That is so of bfloat16 too, but under amx its
 // forward pass has bits of its own, see lmk_linear_attention_forward. States are kept divided by up
-// to 1024 where there are decays: entries beyond 3e35 may overflow.
+// to 1024 where there are decays: entries of a state, k or v beyond 3e35 may overflow.
 #ifndef LMK_LINEAR_ATTENTION_H
 #define LMK_LINEAR_ATTENTION_H
 

@@ -33,7 +33,7 @@
 /// float32, and so is every sum. A token of beta = 0 and g = 0 leaves the state as it is. float32
 /// results have the same bits for any number of threads and on every instruction set with fused
 /// multiply-add, and those of a token do not depend on the tokens after it. States are kept divided
-/// by up to 1024 where there are decays: entries beyond 3e35 may overflow.
+/// by up to 1024 where there are decays: entries of a state, k or v beyond 3e35 may overflow.
 ///
 /// With ``InstructionSet/amx`` forward takes bfloat16 in chunks on tiles, unless decays are per key,
 /// the form is generalised or the recurrence is asked for. What is not bfloat16 there, the state

@@ -29,7 +29,8 @@
 /// set with fused multiply-add, and those of a token do not depend on the tokens after it: computed
 /// in the same form, for the automatic one chooses by the number of tokens. That is so of bfloat16
 /// too, but with `InstructionSet.amx` its forward pass has bits of its own, see `forward`. States
-/// are kept divided by up to 1024 where there are decays: entries beyond 3e35 may overflow.
+/// are kept divided by up to 1024 where there are decays: entries of a state, k
+/// or v beyond 3e35 may overflow.
 ///
 /// A batch [batch, tokens] holds `batch` sequences of `tokens` tokens, or, with offsets and a batch
 /// of 1, packed sequences one after the other. N is the number of sequences.
