@@ -75,7 +75,7 @@ static size_t lay_out(const backward_call *call, float *memory, backward_memory 
         {&m->fetch, lmk_round_up(sizeof(fetch_column) * fetches_of(call), 64) / sizeof(float)},
         {&m->slices, slice_floats(call) * heads},
         {&m->carries, carry_floats(call) * heads},
-        {&m->scales, heads * delta_scale_floats(r->decay, r->key_dim)},
+        {&m->scales, heads * scale_floats_of(r->decay, r->key_dim)},
         {&m->errors, error_floats(call) * heads},
         {&m->checkpoints, state * call->blocks * heads},
         {&m->dstates, state * heads},
@@ -274,7 +274,7 @@ static fetch_list fetches_from(const backward_call *call, const backward_unit *u
 static void keep_errors(const backward_call *call, const backward_unit *u, backward_memory *m) {
     const lmk_delta_rule *const r = call->rule;
     const size_t block = CHUNK_TOKENS * call->block_chunks, size = r->key_dim * r->value_dim,
-                 scale_floats = delta_scale_floats(r->decay, r->key_dim);
+                 scale_floats = scale_floats_of(r->decay, r->key_dim);
     fetch_column *const columns = (fetch_column *)(void *)m->fetch;
     for (size_t i = 0; i < u->heads; i++) {
         const delta_head head = head_of(call, u, i);

@@ -114,7 +114,7 @@ static size_t worker_layout(const forward_call *call, float *memory, worker_memo
     const matrix_part parts[] = {
         {&to->fetch, lmk_round_up(sizeof(fetch_column) * fetches_of(call), 64) / sizeof(float)},
         {&to->states, call->plan.unit_heads * lmk_max(slice_floats(r, columns), chunked * state)},
-        {&to->scales, call->plan.unit_heads * delta_scale_floats(r->decay, r->key_dim)},
+        {&to->scales, call->plan.unit_heads * scale_floats_of(r->decay, r->key_dim)},
         {&to->carries, call->plan.unit_heads * CARRY_FLOATS * panels_of(columns)},
         {&to->other_state, chunked * state},
     };
@@ -247,7 +247,7 @@ static void run_blocks(const forward_call *call, const forward_unit *u, worker_m
     const lmk_delta_rule *const r = call->rule;
     const lmk_delta_rule_results *const results = call->results;
     const size_t size = r->key_dim * r->value_dim, state_floats = slice_floats(r, u->columns),
-                 scale_floats = delta_scale_floats(r->decay, r->key_dim),
+                 scale_floats = scale_floats_of(r->decay, r->key_dim),
                  carry_floats = CARRY_FLOATS * panels_of(u->columns);
     const size_t before = results->states ? kept_before(call, u) : 0;
     for (size_t i = 0; i < u->heads; i++) {

@@ -93,7 +93,8 @@ static self_reference_plan plan_of(const lmk_self_referential *m) {
         3 * (double)m->batch * (double)m->tokens * (double)m->heads * (double)plan.matrix_floats;
     plan.threads =
         work < (double)SERIAL_PRODUCTS ? 1 : (unsigned)lmk_min(lmk_thread_count(m->threads), slots);
-    // As many matrices are then kept outside of an interval as there are pairs of blocks in it.
+    // sqrt(T) / 2 matrices are then kept outside of an interval, and a quarter as many in it, where
+    // they stay in L2 with the rows of its tokens.
     plan.interval = lmk_round_up((size_t)ceil(2 * sqrt((double)tokens)), SELF_REFERENCE_WRITES);
     plan.kept = plan.interval > 0 ? lmk_divide_up(tokens, plan.interval) : 0;
     return plan;
@@ -404,9 +405,8 @@ static void shared_slot(void *context, size_t head, unsigned worker) {
     const self_reference_plan *const plan = &call->plan;
     const backward_memory memory =
         backward_memory_at(plan, call->memory + call->local_floats * worker);
-    float *const to = call->gradients->dinitial_matrix + matrix_entries(m) * head, *const dense =
-                                                                                       memory
-                                                                                           .matrix;
+    float *const to = call->gradients->dinitial_matrix + matrix_entries(m) * head;
+    float *const dense = memory.matrix;
     for (size_t n = 0; n < plan->sequences; n++) {
         run_back(call, n, head, &memory);
         call->kernels->store_matrix(&plan->sizes, memory.gradient, n == 0 ? to : dense);

@@ -25,7 +25,7 @@ static size_t lay_out_passes(const lmk_linear_attention *a, const linear_plan *p
     const size_t row = CHUNK_TOKENS * panels_of(a->key_dim), rows = 4 * row,
                  columns = lmk_min(plan->group_columns, a->value_dim),
                  state = SLICE_COLUMNS * a->key_dim * panels_of(columns),
-                 scale = a->decay == LMK_DECAY_KEY ? row : 1,
+                 scale = scale_floats_of(a->decay, a->key_dim),
                  fetches = plan->block_tokens / 4 * panels_of(columns);
     *to = (pass_layout){.state_floats = state, .scale_floats = scale, .fetches = fetches};
     const matrix_part parts[] = {

@@ -268,7 +268,7 @@ static void transpose_slices(const delta_head *head, const float *state, const f
             float panel[PANEL];
             for (size_t i = 0; i < LMK_LANES; i++) {
                 const size_t row = LMK_LANES * p + i;
-                const float factor = scale[head->rows.decay == LMK_DECAY_KEY ? row : 0];
+                const float factor = scale_of_row(&head->rows, scale, row < rows ? row : 0);
                 store(panel + LMK_LANES * i,
                       row < rows ? load(columns + SLICE_COLUMNS * row) * factor : splat(0));
             }

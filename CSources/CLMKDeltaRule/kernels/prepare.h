@@ -136,7 +136,7 @@ LMK_INLINE int multiply_step_decays(const delta_head *head, const step_group *g,
         store(first + at, product);
         store(fold + at, both);
         store(second + at, a1);
-        is_outside |= ~((both >= 1 / FOLD_LIMIT) & (both <= FOLD_LIMIT));
+        is_outside |= is_to_fold(both);
     }
     return !scale || any_of(is_outside);
 }

@@ -136,7 +136,7 @@ static void advance(const delta_head *head, delta_memory *m, size_t begin, size_
                     const state_place *place, float *carries, float *scale, const kept_states *kept,
                     float *errors, const fetch_column *fetch, size_t fetches) {
     const size_t slices = slices_of(&head->rows),
-                 scales = delta_scale_floats(head->rows.decay, head->rows.k.width),
+                 scales = scale_floats_of(head->rows.decay, head->rows.k.width),
                  slice_bytes = sizeof(float) * SLICE_COLUMNS * head->rows.k.width,
                  abreast = 2 * slice_bytes <= ABREAST_BYTES ? 2 : 1;
     step_block *const blocks = m->blocks;

@@ -23,11 +23,6 @@ typedef struct delta_head {
     token_rows a, b;
 } delta_head;
 
-/// Floats of what a state is multiplied with: a number, or with decays per key one for each row.
-static inline size_t delta_scale_floats(lmk_decay decay, size_t key_dim) {
-    return decay == LMK_DECAY_KEY ? CHUNK_TOKENS * panels_of(key_dim) : 1;
-}
-
 /// Two steps, or one, that a pass over the state writes.
 typedef struct step_group {
     /// The first one, and how many; their tokens.

@@ -197,6 +197,12 @@ typedef struct linear_tiles {
 
 static inline size_t panels_of(size_t dim) { return lmk_divide_up(dim, CHUNK_TOKENS); }
 
+/// Floats of what a stored state is multiplied with: a number, or with decays per key one for each
+/// row.
+static inline size_t scale_floats_of(lmk_decay decay, size_t key_dim) {
+    return decay == LMK_DECAY_KEY ? CHUNK_TOKENS * panels_of(key_dim) : 1;
+}
+
 /// Floats of a state in panels.
 static inline size_t state_floats(size_t key_dim, size_t value_dim) {
     return PANEL * panels_of(key_dim) * panels_of(value_dim);

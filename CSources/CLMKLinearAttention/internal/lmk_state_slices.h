@@ -17,6 +17,16 @@
 /// The state is multiplied by its decays before their product leaves 1 / FOLD_LIMIT ... FOLD_LIMIT.
 #define FOLD_LIMIT 1024.0f
 
+/// Where a product has left it, or is NaN.
+LMK_INLINE i32x16 is_to_fold(f32x16 product) {
+    return ~((product >= 1 / FOLD_LIMIT) & (product <= FOLD_LIMIT));
+}
+
+/// What row `d` of a state is multiplied with.
+LMK_INLINE float scale_of_row(const linear_head *head, const float *scale, size_t d) {
+    return scale[head->decay == LMK_DECAY_KEY ? d : 0];
+}
+
 /// Columns of a head that one pass takes.
 typedef struct column_slice {
     size_t column, columns, vectors;
@@ -88,7 +98,7 @@ static void export_slices(const linear_head *head, const float *state, const flo
     for (size_t i = 0; i < slices; i++) {
         const column_slice slice = slice_of(head, i);
         for (size_t d = 0; d < rows; d++, state += SLICE_COLUMNS) {
-            const float factor = !scale ? 1 : scale[head->decay == LMK_DECAY_KEY ? d : 0];
+            const float factor = scale ? scale_of_row(head, scale, d) : 1;
             for (size_t lane = 0; lane < LMK_LANES * slice.vectors; lane += LMK_LANES) {
                 store_row(to + slice.column + stride * d, LMK_FLOAT32, lane, slice.columns,
                           load(state + lane) * factor);

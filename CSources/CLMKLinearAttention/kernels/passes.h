@@ -166,7 +166,7 @@ static void decay_by_rows(const linear_head *head, const pass_memory *m, token_g
         const f32x16 decay = vexp(load_row(log_decay, LMK_FLOAT32, at, width)),
                      product = load(scale + at) * decay;
         store(products + at, product);
-        is_outside |= ~((product >= 1 / FOLD_LIMIT) & (product <= FOLD_LIMIT));
+        is_outside |= is_to_fold(product);
     }
     const int folds = any_of(is_outside);
     // A read before the decay is one of what is stored until then.
