@@ -47,8 +47,8 @@ extension KernelSuite {
 
         @Test func float32MatchesReference() throws {
             let worst = try worstErrors(Float.self)
-            // Measured: 4.3e-7, 3.9e-7, 8.6e-7, 6.3e-7
-            #expect(worst.allSatisfy { $0 < 3e-6 }, "\(worst)")
+            // Measured: 4.6e-7, 6.2e-7, 5.8e-7, 4.3e-7
+            #expect(worst.allSatisfy { $0 < 1.5e-6 }, "\(worst)")
         }
 
         @Test func halvesMatchReference() throws {
