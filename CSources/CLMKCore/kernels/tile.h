@@ -75,7 +75,9 @@ LMK_INLINE void store_part(float *to, f32x16 sum, size_t columns, size_t from, i
         f32x16 sum[ROWS][VECTORS];                                                                 \
         LMK_UNROLL                                                                                 \
         for (int i = 0; i < ROWS; i++) {                                                           \
+            /* Three lines where rows do not begin at one, as in Swift's arrays. */                \
             __builtin_prefetch(c + (size_t)i * c_stride);                                          \
+            if (VECTORS > 1) __builtin_prefetch(c + (size_t)i * c_stride + columns / 2);           \
             __builtin_prefetch(c + (size_t)i * c_stride + (columns - 1));                          \
             LMK_UNROLL                                                                             \
             for (int j = 0; j < VECTORS; j++) sum[i][j] = splat(0);                                \
