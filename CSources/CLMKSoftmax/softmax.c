@@ -311,6 +311,12 @@ static void run(softmax_call *call, void *workspace) {
         return;
     }
     call->slot_rows = plan.slot_rows;
+    // Where a later pass finds the row in a cache. Threads take slots in turn: the next row of one
+    // is as many slots on as there are threads.
+    const reduction first = call->passes.reductions[0];
+    if (s->columns <= THREE_PASS_COLUMNS &&
+        (first == REDUCE_MAX || first == REDUCE_DOT || first == REDUCE_GRADIENT))
+        call->job.later_rows = plan.slot_rows * plan.threads;
     call->scratch_entries = aligned(plan.scratch_entries * sizeof(float)) / sizeof(float);
     call->scratch = plan.scratch_entries > 0 ? (float *)(void *)memory : 0;
     lmk_parallel_for(lmk_divide_up(s->rows, plan.slot_rows), plan.threads, run_rows, call);

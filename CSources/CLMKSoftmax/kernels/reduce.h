@@ -4,16 +4,16 @@
 /// not NaN.
 #define LOWEST (-__FLT_MAX__)
 
-LMK_INLINE row_state reduce_row_max(const softmax_job *job, const row_source *s, size_t row,
-                                    lmk_dtype dtype, int general, size_t begin, size_t end,
-                                    row_state known, float *store) {
-    (void)job, (void)row, (void)known, (void)store;
+/// `is_near`, a constant: the row is in a cache, because an earlier pass fetched it.
+LMK_INLINE row_state extremes(const row_source *s, lmk_dtype dtype, int general, size_t begin,
+                              size_t end, int is_near) {
     f32x16 max[ROUND_VECTORS], min[ROUND_VECTORS];
     for (int k = 0; k < ROUND_VECTORS; k++) {
         max[k] = splat(LOWEST);
         min[k] = splat(-LOWEST);
     }
     FOR_EACH_VECTOR(begin, end, {
+        if (!is_near) FETCH(s->next);
         const f32x16 u = logits(s, dtype, general, i, count);
         max[lane] = max_of(u, max[lane]);
         min[lane] =
@@ -22,6 +22,14 @@ LMK_INLINE row_state reduce_row_max(const softmax_job *job, const row_source *s,
     const f32x16 least = min_of(min_of(min[0], min[1]), min_of(min[2], min[3]));
     return (row_state){.max = reduce_max(max_of(max_of(max[0], max[1]), max_of(max[2], max[3]))),
                        .min = -reduce_max(-least)};
+}
+
+LMK_INLINE row_state reduce_row_max(const softmax_job *job, const row_source *s, size_t row,
+                                    lmk_dtype dtype, int general, size_t begin, size_t end,
+                                    row_state known, float *store) {
+    (void)row, (void)known, (void)store;
+    return job->later_rows > 0 ? extremes(s, dtype, general, begin, end, 1)
+                               : extremes(s, dtype, general, begin, end, 0);
 }
 
 /// e^(u - max) of 16 entries. `is_tame`, a constant, where no difference is below -1e6.
@@ -38,6 +46,7 @@ LMK_INLINE float exponential_sum(const row_source *s, lmk_dtype dtype, int gener
     f32x16 sum[ROUND_VECTORS];
     clear_sums(sum);
     SUM_EACH(sum, begin, end, {
+        FETCH(s->next);
         const f32x16 e = exponential(s, dtype, general, i, count, max, is_tame);
         if (store) put_entries(store, LMK_FLOAT32, i, e, count);
         part[lane] += e;
@@ -92,7 +101,7 @@ LMK_INLINE row_state online(const row_source *s, lmk_dtype dtype, int general, s
         f32x16 u[ROUND_VECTORS];
         LMK_UNROLL
         for (size_t k = 0; k < ROUND_VECTORS; k++) {
-            fetch_far_ahead(s->x, dtype, at + LMK_LANES * k);
+            fetch(s->next, dtype, fetched_by(at) + FETCH_STEP * k);
             u[k] = logits(s, dtype, general, at + LMK_LANES * k, LMK_LANES);
         }
         const f32x16 largest = max_of(max_of(u[0], u[1]), max_of(u[2], u[3]));
@@ -167,7 +176,7 @@ LMK_INLINE row_state reduce_row_pairs(const softmax_job *job, const row_source *
     for (int k = 0; k < ROUND_VECTORS; k++) sum[k] = (pair_sum){splat(0), splat(NO_EXPONENT)};
     // Constants come first in the comparisons: x86's minimum and maximum then keep NaN.
     FOR_EACH_VECTOR(begin, end, {
-        fetch_far_ahead(s->x, dtype, i);
+        FETCH(s->next);
         const f32x16 u = logits(s, dtype, general, i, count);
         const f32x16 at_least = -PAIRS_LIMIT > u ? splat(-PAIRS_LIMIT) : u;
         add_exponential(&sum[lane], PAIRS_LIMIT < at_least ? splat(PAIRS_LIMIT) : at_least);
@@ -202,6 +211,7 @@ LMK_INLINE row_state stable_values(const row_source *s, lmk_dtype dtype, int gen
     f32x16 sum[ROUND_VECTORS];
     clear_sums(sum);
     SUM_EACH(sum, begin, end, {
+        FETCH(s->next);
         f32x16 q;
         const f32x16 value = stable(logits(s, dtype, general, i, count), &q);
         if (store) put_entries(store, LMK_FLOAT32, i, value, count);
@@ -226,35 +236,44 @@ LMK_INLINE row_state reduce_row_stable_store(const softmax_job *job, const row_s
 
 // ---- Gradients
 
-/// The sum of dy, or of y dy.
-LMK_INLINE row_state gradient_sum(const softmax_job *job, size_t row, lmk_dtype dtype, size_t begin,
-                                  size_t end, int times_y) {
-    const void *const dy = row_at(job->dy, dtype, job->dy_stride, row);
-    const void *const y = row_at(job->y, dtype, job->y_stride, row);
+/// The sum of dy, or of y dy. `is_near`, a constant: as in `extremes`.
+LMK_INLINE float gradient_sum(const void *y, const void *dy, lmk_dtype dtype, size_t begin,
+                              size_t end, int times_y, int is_near) {
     f32x16 sum[ROUND_VECTORS];
     clear_sums(sum);
     SUM_EACH(sum, begin, end, {
-        fetch_ahead(dy, dtype, i);
-        fetch_ahead(y, dtype, i);
+        fetch_near(dy, dtype, i);
+        if (times_y) fetch_near(y, dtype, i);
+        if (!is_near) FETCH_NEXT(dy);
+        if (!is_near && times_y) FETCH_NEXT(y);
         const f32x16 g = entries(dy, dtype, i, count);
         if (times_y) part[lane] = entries(y, dtype, i, count) * g + part[lane];
         else part[lane] += g;
     })
-    return (row_state){.gradient = sum_of(sum)};
+    return sum_of(sum);
+}
+
+LMK_INLINE row_state gradient_state(const softmax_job *job, size_t row, lmk_dtype dtype,
+                                    size_t begin, size_t end, int times_y) {
+    const void *const dy = row_at(job->dy, dtype, job->dy_stride, row);
+    const void *const y = row_at(job->y, dtype, job->y_stride, row);
+    return (row_state){.gradient = job->later_rows > 0
+                                       ? gradient_sum(y, dy, dtype, begin, end, times_y, 1)
+                                       : gradient_sum(y, dy, dtype, begin, end, times_y, 0)};
 }
 
 LMK_INLINE row_state reduce_row_dot(const softmax_job *job, const row_source *s, size_t row,
                                     lmk_dtype dtype, int general, size_t begin, size_t end,
                                     row_state known, float *store) {
     (void)s, (void)general, (void)known, (void)store;
-    return gradient_sum(job, row, dtype, begin, end, 1);
+    return gradient_state(job, row, dtype, begin, end, 1);
 }
 
 LMK_INLINE row_state reduce_row_gradient(const softmax_job *job, const row_source *s, size_t row,
                                          lmk_dtype dtype, int general, size_t begin, size_t end,
                                          row_state known, float *store) {
     (void)s, (void)general, (void)known, (void)store;
-    return gradient_sum(job, row, dtype, begin, end, 0);
+    return gradient_state(job, row, dtype, begin, end, 0);
 }
 
 /// The sums of s(u), and of dy or s(u) dy.
@@ -266,9 +285,10 @@ LMK_INLINE row_state stable_gradient_sum(const softmax_job *job, const row_sourc
     clear_sums(sum);
     clear_sums(gradient);
     SUM_EACH(sum, begin, end, {
+        FETCH(s->next);
         f32x16 q;
         const f32x16 value = stable(logits(s, dtype, general, i, count), &q);
-        fetch_ahead(dy, dtype, i);
+        FETCH_NEXT(dy);
         const f32x16 g = entries(dy, dtype, i, count);
         part[lane] += value;
         if (times_s) gradient[lane] = value * g + gradient[lane];

@@ -67,6 +67,9 @@ typedef struct softmax_job {
     int has_scale_gradient;
     /// Write past the caches.
     int is_streaming;
+    /// Not zero: the second pass over a row, which finds it in a cache, fetches the row so many
+    /// later. Zero: each pass fetches what it reads next.
+    size_t later_rows;
 } softmax_job;
 
 /// Where passes store exponentials or s(u), in float32: y itself or memory in cache. The first row

@@ -2,8 +2,8 @@
 // region, after reduce.h. They return sum_j x_j du_j where the gradient of scale is asked for.
 
 /// Writes VALUE to every entry of a slice of the row `to`: past the caches where the call asks for
-/// it, from the first whole line on. The row `from`, if there is one, is then fetched far ahead.
-#define WRITE_EACH(to, from, VALUE)                                                                \
+/// it, from the first whole line on, with FETCHES for each vector.
+#define WRITE_EACH(to, FETCHES, VALUE)                                                             \
     do {                                                                                           \
         size_t first = begin;                                                                      \
         if (job->is_streaming) {                                                                   \
@@ -14,10 +14,11 @@
             }                                                                                      \
             if (head < end - begin) first = begin + head;                                          \
             for (; head < end - begin && first + ROUND <= end; first += ROUND) {                   \
+                const size_t place = fetched_by(first);                                            \
                 LMK_UNROLL                                                                         \
-                for (size_t k = 0; k < ROUND_VECTORS; k++) {                                       \
-                    const size_t i = first + LMK_LANES * k, count = LMK_LANES;                     \
-                    if (from) fetch_far_ahead(from, dtype, i);                                     \
+                for (size_t lane = 0; lane < ROUND_VECTORS; lane++) {                              \
+                    const size_t i = first + LMK_LANES * lane, count = LMK_LANES;                  \
+                    FETCHES;                                                                       \
                     stream_entries(to, dtype, i, VALUE);                                           \
                 }                                                                                  \
             }                                                                                      \
@@ -54,7 +55,7 @@ LMK_INLINE float write_row_softmax(const softmax_job *job, const row_source *s, 
                                    row_state state, const float *store) {
     (void)store;
     const float max = state.max, factor = 1.0f / state.sum;
-    WRITE_EACH(job_row(job, dtype, row), s->x,
+    WRITE_EACH(job_row(job, dtype, row), FETCH_NEXT(s->x),
                exponential(s, dtype, general, i, count, max, 0) * factor);
     return 0;
 }
@@ -64,7 +65,7 @@ LMK_INLINE float write_row_log_softmax(const softmax_job *job, const row_source 
                                        row_state state, const float *store) {
     (void)store;
     const float max = state.max, log_sum = vlog(splat(state.sum)).x;
-    WRITE_EACH(job_row(job, dtype, row), s->x,
+    WRITE_EACH(job_row(job, dtype, row), FETCH_NEXT(s->x),
                (logits(s, dtype, general, i, count) - max) - log_sum);
     return 0;
 }
@@ -74,7 +75,8 @@ LMK_INLINE float write_row_scaled(const softmax_job *job, const row_source *s, s
                                   row_state state, const float *store) {
     (void)s, (void)general;
     const float factor = 1.0f / state.sum;
-    WRITE_EACH(job_row(job, dtype, row), 0, entries(store, LMK_FLOAT32, i, count) * factor);
+    WRITE_EACH(job_row(job, dtype, row), (void)place,
+               entries(store, LMK_FLOAT32, i, count) * factor);
     return 0;
 }
 
@@ -84,7 +86,7 @@ LMK_INLINE float write_row_stable_max(const softmax_job *job, const row_source *
     (void)store;
     const float factor = 1.0f / state.sum;
     f32x16 q;
-    WRITE_EACH(job_row(job, dtype, row), s->x,
+    WRITE_EACH(job_row(job, dtype, row), FETCH_NEXT(s->x),
                stable(logits(s, dtype, general, i, count), &q) * factor);
     return 0;
 }
@@ -100,20 +102,30 @@ LMK_INLINE float write_row_log_stable_max(const softmax_job *job, const row_sour
                                           row_state state, const float *store) {
     (void)store;
     const float log_sum = vlog(splat(state.sum)).x;
-    WRITE_EACH(job_row(job, dtype, row), s->x,
+    WRITE_EACH(job_row(job, dtype, row), FETCH_NEXT(s->x),
                log_stable(logits(s, dtype, general, i, count)) - log_sum);
     return 0;
 }
 
 // ---- Gradients
 
+/// What a pass over y and dy fetches of them: the block after its own, or the same one of a later
+/// row.
+LMK_INLINE void fetch_pair(const softmax_job *job, lmk_dtype dtype, size_t row, size_t i) {
+    const size_t later = row + job->later_rows, next = job->later_rows > 0 ? 0 : FETCH_BLOCK;
+    if (later >= job->softmax->rows) return;
+    fetch(row_at(job->y, dtype, job->y_stride, later), dtype, i + next);
+    fetch(row_at(job->dy, dtype, job->dy_stride, later), dtype, i + next);
+}
+#define FETCH_PAIR fetch_pair(job, dtype, row, place + FETCH_STEP * lane)
+
 /// Writes dx = scale du and sums x du but where ABSENT is set: entries of u = -infinity, whose x
 /// may be that too.
-#define WRITE_GRADIENT(DU, ABSENT)                                                                 \
+#define WRITE_GRADIENT(FETCHES, DU, ABSENT)                                                        \
     void *const dx = row_at(job->dx, dtype, job->dx_stride, row);                                  \
     const float scale = s->scale;                                                                  \
     if (!job->has_scale_gradient) {                                                                \
-        WRITE_EACH(dx, 0, (DU)*scale);                                                             \
+        WRITE_EACH(dx, FETCHES, (DU)*scale);                                                       \
         return 0;                                                                                  \
     }                                                                                              \
     f32x16 sum[ROUND_VECTORS];                                                                     \
@@ -134,7 +146,8 @@ LMK_INLINE float write_row_softmax_gradient(const softmax_job *job, const row_so
     const void *const dy = row_at(job->dy, dtype, job->dy_stride, row);
     const float dot = state.gradient;
     f32x16 p;
-    WRITE_GRADIENT((p = entries(y, dtype, i, count)) * (entries(dy, dtype, i, count) - dot),
+    WRITE_GRADIENT(FETCH_PAIR,
+                   (p = entries(y, dtype, i, count)) * (entries(dy, dtype, i, count) - dot),
                    p == 0.0f);
 }
 
@@ -147,7 +160,8 @@ LMK_INLINE float write_row_log_softmax_gradient(const softmax_job *job, const ro
     const void *const dy = row_at(job->dy, dtype, job->dy_stride, row);
     const float total = state.gradient;
     f32x16 log_p;
-    WRITE_GRADIENT(entries(dy, dtype, i, count) -
+    WRITE_GRADIENT(FETCH_PAIR,
+                   entries(dy, dtype, i, count) -
                        vexp_nonpositive(log_p = entries(y, dtype, i, count)) * total,
                    log_p == -__builtin_inff());
 }
@@ -159,7 +173,8 @@ LMK_INLINE float write_row_log_sum_exp_gradient(const softmax_job *job, const ro
     (void)store;
     const float max = state.max, factor = 1.0f / state.sum, dy = ((const float *)job->dy)[row];
     f32x16 p;
-    WRITE_GRADIENT((p = exponential(s, dtype, general, i, count, max, 0) * factor) * dy, p == 0.0f);
+    WRITE_GRADIENT(FETCH_NEXT(s->x),
+                   (p = exponential(s, dtype, general, i, count, max, 0) * factor) * dy, p == 0.0f);
 }
 
 LMK_INLINE float write_row_stable_max_gradient(const softmax_job *job, const row_source *s,
@@ -170,7 +185,8 @@ LMK_INLINE float write_row_stable_max_gradient(const softmax_job *job, const row
     const void *const dy = row_at(job->dy, dtype, job->dy_stride, row);
     const float factor = 1.0f / state.sum, dot = state.gradient * factor;
     f32x16 p, q;
-    WRITE_GRADIENT((p = stable(logits(s, dtype, general, i, count), &q) * factor) * q *
+    WRITE_GRADIENT(FETCH_NEXT(s->x),
+                   (p = stable(logits(s, dtype, general, i, count), &q) * factor) * q *
                        (entries(dy, dtype, i, count) - dot),
                    p == 0.0f);
 }
@@ -184,7 +200,8 @@ LMK_INLINE float write_row_log_stable_max_gradient(const softmax_job *job, const
     const float factor = 1.0f / state.sum, total = state.gradient;
     f32x16 u, p, q;
     // p may also be 0 beside a much larger entry: not so du. In a row of -infinity it is NaN.
-    WRITE_GRADIENT(((u = logits(s, dtype, general, i, count)), (p = stable(u, &q) * factor),
+    WRITE_GRADIENT(FETCH_NEXT(s->x),
+                   ((u = logits(s, dtype, general, i, count)), (p = stable(u, &q) * factor),
                     q * (entries(dy, dtype, i, count) - p * total)),
                    (u == -__builtin_inff()) & (p == 0.0f));
 }
