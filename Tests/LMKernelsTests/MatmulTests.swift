@@ -123,24 +123,30 @@ extension KernelSuite {
             }
             let a = integers(rows * depth)
             let b = integers(columns * depth)
-            var c = Array(repeating: Float.nan, count: rows * columns)
-            var span = c.mutableSpan
-            try Matmul.multiply(
-                a.span, b.span, into: &span,
-                shape: .init(rows: rows, columns: columns, depth: depth), layout: .nt,
-                workspace: workspace)
-            for _ in 0..<10_000 {
-                let i = Int.random(in: 0..<rows, using: &generator)
-                let j = Int.random(in: 0..<columns, using: &generator)
-                let sum = (0..<depth).reduce(0) {
-                    $0 + a[i * depth + $1].double * b[j * depth + $1].double
+            // One thread packs panels when it first uses them, several beforehand.
+            for threads in [1, 2] {
+                var c = Array(repeating: Float.nan, count: rows * columns)
+                do {
+                    var span = c.mutableSpan
+                    try Matmul.multiply(
+                        a.span, b.span, into: &span,
+                        shape: .init(rows: rows, columns: columns, depth: depth), layout: .nt,
+                        threads: threads, workspace: workspace)
                 }
-                #expect(Double(c[i * columns + j]) == sum, "\(type) row \(i), column \(j)")
+                for _ in 0..<10_000 {
+                    let i = Int.random(in: 0..<rows, using: &generator)
+                    let j = Int.random(in: 0..<columns, using: &generator)
+                    let sum = (0..<depth).reduce(0) {
+                        $0 + a[i * depth + $1].double * b[j * depth + $1].double
+                    }
+                    let place = "\(type), \(threads) threads, row \(i), column \(j)"
+                    #expect(Double(c[i * columns + j]) == sum, "\(place)")
+                }
             }
         }
 
         /// Shared panels that are packed in several turns: too many lanes, and too much depth.
-        @Test(arguments: [(6500, 6300, 2), (2600, 2700, 1300)])
+        @Test(arguments: [(6500, 6300, 2), (6300, 6500, 2), (2600, 2700, 1300)])
         func sharedPanelsInTurns(_ rows: Int, _ columns: Int, _ depth: Int) throws {
             try expectTurns(Float.self, rows, columns, depth)
         }

@@ -10,10 +10,10 @@ LMK_INLINE void scale_row(float *row, size_t width, float factor) {
 LMK_INLINE void accumulate_row(const lmk_accumulator *a, const lmk_accumulator_block *block,
                                lmk_dtype dtype, size_t row, float *weights) {
     const row_source s = {.x = row_at(block->scores, dtype, block->scores_stride, row),
+                          .next = row_at(block->scores, dtype, block->scores_stride, row + 1),
                           .scale = block->scale,
                           .count = block->count};
-    const row_state known = {0};
-    const float largest = reduce_row_max(0, &s, row, dtype, 1, 0, block->count, known, 0).max;
+    const float largest = extremes(&s, dtype, 1, 0, block->count, 1).max;
     const float max = largest > a->max[row] ? largest : a->max[row];
     const float factor = vexp_difference(splat(a->max[row]) - max, 1).x;
     const float sum = exponential_sum(&s, dtype, 1, 0, block->count, max, weights, 0);
