@@ -116,6 +116,11 @@ static pass_list backward_passes(const lmk_softmax *s) {
 /// Entries below which the call stays on its thread.
 #define SERIAL_ENTRIES 8192
 
+/// Slices of a row that a thread takes at a time, where there are enough: what it fetches at the
+/// end of them is another thread's.
+#define SLOT_SLICES_MAX 16
+#define SLOTS_PER_THREAD 8
+
 /// Bytes of output that no cache is expected to keep.
 #define STREAMING_BYTES ((size_t)32 << 20)
 
@@ -130,8 +135,9 @@ typedef struct softmax_call {
     /// Memory for what a slot's passes store, for each worker; null: they store it in y.
     float *scratch;
     size_t scratch_entries;
-    /// For a row whose slices go to different threads: a state and a sum for each.
-    size_t row;
+    /// For a row whose slices go to different threads: how many of them together, and a state and a
+    /// sum for each.
+    size_t row, slot_slices;
     row_state state, *slices;
     float *scale_sums;
     size_t pass;
@@ -211,31 +217,40 @@ static void run_rows(void *context, size_t slot, unsigned worker) {
     finish_streaming(call);
 }
 
-static void reduce_slice(void *context, size_t slot, unsigned worker) {
+static void reduce_slices(void *context, size_t slot, unsigned worker) {
     (void)worker;
     const softmax_call *const call = context;
-    const size_t begin = slot * LMK_SOFTMAX_SLICE;
-    reduce_of(call, call->pass)(&call->job, call->row, 1, begin, slice_end(call, begin),
-                                &call->state, store_of(call, call->row, 0), call->slices + slot);
+    const size_t columns = call->job.softmax->columns;
+    for (size_t i = slot * call->slot_slices;
+         i < (slot + 1) * call->slot_slices && i * LMK_SOFTMAX_SLICE < columns; i++) {
+        const size_t begin = i * LMK_SOFTMAX_SLICE;
+        reduce_of(call, call->pass)(&call->job, call->row, 1, begin, slice_end(call, begin),
+                                    &call->state, store_of(call, call->row, 0), call->slices + i);
+    }
 }
 
-static void write_slice(void *context, size_t slot, unsigned worker) {
+static void write_slices(void *context, size_t slot, unsigned worker) {
     (void)worker;
     const softmax_call *const call = context;
-    const size_t begin = slot * LMK_SOFTMAX_SLICE;
-    write_of(call)(&call->job, call->row, 1, begin, slice_end(call, begin), &call->state,
-                   store_of(call, call->row, 0), call->scale_sums + slot);
+    const size_t columns = call->job.softmax->columns;
+    for (size_t i = slot * call->slot_slices;
+         i < (slot + 1) * call->slot_slices && i * LMK_SOFTMAX_SLICE < columns; i++) {
+        const size_t begin = i * LMK_SOFTMAX_SLICE;
+        write_of(call)(&call->job, call->row, 1, begin, slice_end(call, begin), &call->state,
+                       store_of(call, call->row, 0), call->scale_sums + i);
+    }
     finish_streaming(call);
 }
 
 /// All passes over one row, its slices on different threads: the same slices, combined in the same
 /// order, as on one.
 static void run_long_row(softmax_call *call, size_t row) {
-    const size_t slices = lmk_divide_up(call->job.softmax->columns, LMK_SOFTMAX_SLICE);
+    const size_t slices = lmk_divide_up(call->job.softmax->columns, LMK_SOFTMAX_SLICE),
+                 slots = lmk_divide_up(slices, call->slot_slices);
     call->row = row;
     call->state = (row_state){0};
     for (call->pass = 0; call->pass < call->passes.count; call->pass++) {
-        lmk_parallel_for(slices, call->threads, reduce_slice, call);
+        lmk_parallel_for(slots, call->threads, reduce_slices, call);
         row_state state;
         for (size_t i = 0; i < slices; i++)
             take_in(call, call->pass, &state, call->slices + i, 1, i == 0);
@@ -243,7 +258,7 @@ static void run_long_row(softmax_call *call, size_t row) {
     }
     if (call->log_sum_exp) call->kernels->log_sum_exp(&call->state, call->log_sum_exp + row, 1);
     if (!call->passes.is_writing) return;
-    lmk_parallel_for(slices, call->threads, write_slice, call);
+    lmk_parallel_for(slots, call->threads, write_slices, call);
     for (size_t i = 0; call->dscale && i < slices; i++)
         call->dscale[row] = i == 0 ? call->scale_sums[0] : call->dscale[row] + call->scale_sums[i];
 }
@@ -305,6 +320,8 @@ static void run(softmax_call *call, void *workspace) {
     call->job.is_streaming = plan.is_streaming;
     if (plan.is_storing) call->passes = storing(call->passes);
     if (plan.cuts_rows) {
+        call->slot_slices = lmk_max(
+            1, lmk_min(SLOT_SLICES_MAX, plan.slices / (SLOTS_PER_THREAD * (size_t)plan.threads)));
         call->slices = (row_state *)(void *)memory;
         call->scale_sums = (float *)(void *)(memory + aligned(plan.slices * sizeof(row_state)));
         for (size_t row = 0; row < s->rows; row++) run_long_row(call, row);
