@@ -56,16 +56,17 @@ sanitize: deps ## address, undefined and thread sanitizers
 exhaustive: deps ## elementwise functions over every float32 (minutes)
 	bash Scripts/exhaustive.sh
 
-format: ## rewrite C with clang-format and Swift with swift-format
-	clang-format -i $(C_FILES)
-	$(SWIFT) format --in-place --recursive $(SWIFT_DIRECTORIES)
-
 # Debian 12's: others format some of these files otherwise.
 CLANG_FORMAT_VERSION = 14
+HAS_CLANG_FORMAT = clang-format --version 2>/dev/null | grep -q 'version $(CLANG_FORMAT_VERSION)\.'
+NO_CLANG_FORMAT = clang-format $(CLANG_FORMAT_VERSION) is not installed: C not
+
+format: ## rewrite C with clang-format and Swift with swift-format
+	@if $(HAS_CLANG_FORMAT); then clang-format -i $(C_FILES); else echo "$(NO_CLANG_FORMAT) formatted"; fi
+	$(SWIFT) format --in-place --recursive $(SWIFT_DIRECTORIES)
 
 lint: ## check formatting, where the tools exist
-	@if clang-format --version 2>/dev/null | grep -q 'version $(CLANG_FORMAT_VERSION)\.'; \
-	then clang-format --dry-run --Werror $(C_FILES) && echo "C: formatted"; \
-	else echo "clang-format $(CLANG_FORMAT_VERSION) is not installed: C not checked"; fi
+	@if $(HAS_CLANG_FORMAT); then clang-format --dry-run --Werror $(C_FILES) && echo "C: formatted"; \
+	else echo "$(NO_CLANG_FORMAT) checked"; fi
 	@if $(SWIFT) format --version >/dev/null 2>&1; then $(SWIFT) format lint --strict --recursive $(SWIFT_DIRECTORIES) \
 	&& echo "Swift: formatted"; else echo "swift-format is not installed: Swift not checked"; fi

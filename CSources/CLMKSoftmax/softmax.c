@@ -217,12 +217,16 @@ static void run_rows(void *context, size_t slot, unsigned worker) {
     finish_streaming(call);
 }
 
+/// The slice after a slot's last one.
+static size_t slot_end(const softmax_call *call, size_t slot) {
+    const size_t slices = lmk_divide_up(call->job.softmax->columns, LMK_SOFTMAX_SLICE);
+    return lmk_min((slot + 1) * call->slot_slices, slices);
+}
+
 static void reduce_slices(void *context, size_t slot, unsigned worker) {
     (void)worker;
     const softmax_call *const call = context;
-    const size_t columns = call->job.softmax->columns;
-    for (size_t i = slot * call->slot_slices;
-         i < (slot + 1) * call->slot_slices && i * LMK_SOFTMAX_SLICE < columns; i++) {
+    for (size_t i = slot * call->slot_slices; i < slot_end(call, slot); i++) {
         const size_t begin = i * LMK_SOFTMAX_SLICE;
         reduce_of(call, call->pass)(&call->job, call->row, 1, begin, slice_end(call, begin),
                                     &call->state, store_of(call, call->row, 0), call->slices + i);
@@ -232,9 +236,7 @@ static void reduce_slices(void *context, size_t slot, unsigned worker) {
 static void write_slices(void *context, size_t slot, unsigned worker) {
     (void)worker;
     const softmax_call *const call = context;
-    const size_t columns = call->job.softmax->columns;
-    for (size_t i = slot * call->slot_slices;
-         i < (slot + 1) * call->slot_slices && i * LMK_SOFTMAX_SLICE < columns; i++) {
+    for (size_t i = slot * call->slot_slices; i < slot_end(call, slot); i++) {
         const size_t begin = i * LMK_SOFTMAX_SLICE;
         write_of(call)(&call->job, call->row, 1, begin, slice_end(call, begin), &call->state,
                        store_of(call, call->row, 0), call->scale_sums + i);

@@ -58,6 +58,22 @@ extension KernelSuite {
             try sameBits(rows: shape.0, columns: shape.1, choice: choice, of: Float16.self)
         }
 
+        /// One row so long that two threads take two of its slices at a time, and the last one alone;
+        /// three and more take one.
+        @Test func runsOfSlices() throws {
+            var problem = SoftmaxProblem<Float>(rows: 1, columns: 34 * 16384 + 5, seed: 3)
+            problem.options.scale = 0.8
+            let workspace = Workspace()
+            problem.options.threads = 1
+            let expected = try everything(problem, workspace: workspace)
+            for threads in [2, 3, 8] {
+                problem.options.threads = threads
+                // Not in the expectation, which would print both.
+                let isSame = try everything(problem, workspace: workspace) == expected
+                #expect(isSame, "\(threads) threads")
+            }
+        }
+
         /// Whether passes store exponentials beside the row, in y or not at all changes no bit.
         @Test func oneRowAsManyRows() throws {
             for columns in [1000, 40000, 65536] {

@@ -118,7 +118,7 @@ LMK_INLINE void find_top_of_many(const lmk_top_k *t, const void *x, lmk_dtype dt
     int32_t last = heap_at(&heap, 0).order;
     for (size_t i = t->count; i < t->columns; i += LMK_LANES) {
         const size_t count = t->columns - i;
-        fetch(x, dtype, i + FETCH_STEP);
+        fetch_near(x, dtype, i);
         const i32x16 orders = orders_of(entries(x, dtype, i, count));
         // An entry that equals the least of the heap lies further right.
         if (!any_of((orders > last) & lanes_below(count))) continue;
