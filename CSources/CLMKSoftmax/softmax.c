@@ -292,7 +292,7 @@ static softmax_plan plan_of(const lmk_softmax *s, const pass_list *passes) {
     if (may_store(passes)) {
         const int in_y = s->dtype == LMK_FLOAT32 && !plan.is_streaming;
         const int fits = !plan.cuts_rows && s->columns <= THREE_PASS_COLUMNS;
-        plan.is_storing = in_y || fits || s->dtype == LMK_FLOAT32;
+        plan.is_storing = in_y || fits;
         if (!in_y && fits) plan.scratch_entries = plan.slot_rows * s->columns;
     }
     if (plan.cuts_rows) {

@@ -45,8 +45,9 @@ typedef enum LMK_CLOSED_ENUM lmk_softmax_algorithm {
     /// By the number of columns, the storage type and the function; CONTRIBUTING.md has the
     /// figures.
     LMK_SOFTMAX_AUTOMATIC = 0,
-    /// Largest entry, then the sum, then the result. The sum stores the exponentials of a float32
-    /// softmax, and the third pass scales them; otherwise it computes them again.
+    /// Largest entry, then the sum, then the result. The sum stores the exponentials of a softmax
+    /// where a cache may hold them, and the third pass scales them; otherwise it computes them
+    /// again, to the same bits.
     LMK_SOFTMAX_THREE_PASS = 1,
     /// One pass keeps m and S in each lane and scales S when m grows, a second writes: Milakov and
     /// Gimelshein, "Online normalizer calculation for softmax", 2018.
